@@ -1,0 +1,92 @@
+"""Events: read since a cursor, and the history of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from ..errors import InvalidInput
+from ..ids import as_uuid
+from ..jsonable import check_text, load_json
+from ..models.events import Event, EventPage, StateChange
+from ..store.statements import statements
+from .scope import Repository
+
+__all__ = ["Events"]
+
+_SQL = statements("events")
+
+
+class Events(Repository):
+    """The history of one session.
+
+    A cursor never misses an event and never waits for a running transaction: what commits late comes later. Events of
+    a transaction that the reading handle itself has open are not read before it has committed.
+    """
+
+    async def read(
+        self,
+        cursor: str | None = None,
+        *,
+        topics: Sequence[str] | None = None,
+        subject_id: UUID | str | None = None,
+        limit: int = 1000,
+    ) -> EventPage:
+        """The events after ``cursor``, in order of ``seq``, and the cursor to go on with.
+
+        Args:
+            cursor: None reads from the beginning; ``await now()`` gives the present end.
+            topics: event types such as ``task.completed`` or ``task.*``; the ``agent.`` topics are the same events.
+            subject_id: only events about this row.
+            limit: 1 to 10 000 events at once.
+
+        Raises:
+            CursorExpired: events after it were pruned.
+            CursorFromAnotherHistory: it was read elsewhere, or before a restore to an earlier state.
+            InvalidInput: it is no cursor, or the limit is out of range.
+        """
+        if not 1 <= limit <= 10_000:
+            raise InvalidInput("limit must be between 1 and 10000.", field="limit")
+        row = await self._executor.fetch_one(
+            _SQL["read_events"],
+            session_id=self._scope.session_id,
+            cursor=None if cursor is None else check_text(cursor, "cursor", 1_000_000),
+            limit=limit,
+            topics=None if topics is None else [check_text(topic, "topics", 200, 1) for topic in topics],
+            subject_id=None if subject_id is None else as_uuid(subject_id, "subject_id"),
+        )
+        assert row is not None
+        return EventPage(
+            events=tuple(Event.model_validate(event) for event in load_json(row["events"])),
+            cursor=row["cursor"],
+            more=row["more"],
+        )
+
+    async def now(self) -> str:
+        """A cursor at the present end: what commits from now on comes after it."""
+        row = await self._executor.fetch_one(_SQL["cursor_now"], session_id=self._scope.session_id)
+        assert row is not None
+        return row["cursor"]
+
+    async def history(self, subject_id: UUID | str | None = None, *, limit: int = 10_000) -> list[StateChange]:
+        """Who changed what, from which value to which, when, oldest first; of one row or of the whole session."""
+        rows = await self._executor.fetch_all(
+            _SQL["state_history"],
+            session_id=self._scope.session_id,
+            subject_id=None if subject_id is None else as_uuid(subject_id, "subject_id"),
+            limit=limit,
+        )
+        return [StateChange.from_row(row) for row in rows]
+
+    async def prune(self, before: datetime) -> int:
+        """Events before that moment are gone, as far as they form one unbroken beginning; returns how many.
+
+        Raises:
+            NotPermitted: only the owner of the schema may.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["prune_events"], session_id=self._scope.session_id, before=before
+        )
+        assert row is not None
+        return row["pruned"]

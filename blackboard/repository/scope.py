@@ -1,0 +1,100 @@
+"""Where a repository works: on which connection, in which session, as whom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from ..errors import InvalidInput, WaitNotAllowed
+from ..store.executor import Executor
+from ..store.listener import Listener
+
+__all__ = ["LeaseKeeper", "Repository", "Scope"]
+
+_T = TypeVar("_T")
+
+
+class LeaseKeeper(Protocol):
+    """Knows the lease of this process."""
+
+    async def current(self) -> UUID:
+        """The lease that is held now; a new one is started when the last has lapsed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a handle binds its repositories to.
+
+    Attributes:
+        executor: runs the statements.
+        session_id: the session that every statement is about.
+        actor: who acts, as history will show it; None leaves it to the database role.
+        leases: the lease of this process; claims, locks and presence are held under it.
+        listener: wakes those who wait, and sends the hints of the hot verbs.
+        agent_id: set on an agent's handle; verbs that only an agent may use need it.
+        capabilities: what the agent can do; the default of its claims.
+    """
+
+    executor: Executor
+    session_id: UUID
+    actor: str | None
+    leases: LeaseKeeper
+    listener: Listener
+    agent_id: str | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+class Repository:
+    """One noun's statements, bound to a scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._executor = scope.executor
+
+    @property
+    def _agent_id(self) -> str:
+        if self._scope.agent_id is None:
+            raise InvalidInput(
+                "Only an agent can do this: use the handle that `session.join(agent_id)` returns.", field="agent_id"
+            )
+        return self._scope.agent_id
+
+    def _hint(self, noun: str) -> None:
+        # The hot verbs do not notify in their own transaction: that would serialise every commit of the cluster.
+        # Inside a caller's transaction their wake-up is the waiters' poll.
+        if not self._executor.bound:
+            self._scope.listener.notify(self._scope.session_id, noun)
+
+    async def _until(
+        self,
+        verb: str,
+        nouns: Collection[str],
+        check: Callable[[], Awaitable[_T | None]],
+        timeout: timedelta | None,
+    ) -> _T | None:
+        """What ``check`` returned when it first was not None; None when the time was up.
+
+        It is asked at once, after every hint about ``nouns``, and at every poll, so that a lost hint only delays.
+
+        Raises:
+            WaitNotAllowed: this handle is bound to a caller's connection.
+        """
+        if self._executor.bound:
+            raise WaitNotAllowed(
+                f"{verb} waits, and a wait inside your transaction would hold its locks and its snapshot: "
+                "call it on a handle that is not bound to your connection.",
+                verb=verb,
+            )
+        ends = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        with self._scope.listener.subscribe(self._scope.session_id, nouns) as hints:
+            while True:
+                found = await check()
+                left = None if ends is None else ends - time.monotonic()
+                if found is not None or (left is not None and left <= 0):
+                    return found
+                await hints.wait_async(left)

@@ -1,0 +1,151 @@
+"""Sessions: started, found, changed, closed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from ..errors import InvalidInput, NotFound
+from ..ids import as_uuid, new_id
+from ..jsonable import check_text, dump_json
+from ..models.sessions import SessionRecord, SessionStatus
+from ..store.executor import Executor
+from ..store.statements import statements
+
+__all__ = ["Sessions"]
+
+_SQL = statements("sessions")
+
+
+class Sessions:
+    """Every session of the board."""
+
+    def __init__(self, executor: Executor, actor: str | None) -> None:
+        self._executor = executor
+        self._actor = actor
+
+    async def start(
+        self,
+        name: str,
+        *,
+        goal: str = "",
+        context: Any = None,
+        allow_self_validation: bool = False,
+        id: UUID | str | None = None,  # noqa: A002 - the column's name, the same in every language
+    ) -> SessionRecord:
+        """A session of that name is open, and its first event, ``session.started``, is written.
+
+        Args:
+            name: 1 to 200 characters; only one open session may have it.
+            goal: what it is for, up to 10 000 characters.
+            context: any JSON value up to 1 MiB; an empty object by default.
+            allow_self_validation: whether an author may validate an own hypothesis.
+            id: the idempotency key; made here when not given.
+
+        Raises:
+            AlreadyExists: an open session has that name.
+            IdempotencyConflict: the id was used before with other content.
+            InvalidInput: a value is refused; names the field.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["start_session"],
+            id=new_id() if id is None else as_uuid(id, "id"),
+            name=check_text(name, "name", 200, 1),
+            goal=check_text(goal, "goal", 10_000),
+            context=dump_json({} if context is None else context, "context"),
+            actor=self._actor,
+            allow_self_validation=allow_self_validation,
+        )
+        assert row is not None
+        return SessionRecord.from_row(row)
+
+    async def get(self, name_or_id: str | UUID) -> SessionRecord:
+        """The session with that id, or the open one of that name, else the newest closed one.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = None
+        with suppress(InvalidInput):
+            row = await self._executor.fetch_one(_SQL["get_session"], id=as_uuid(name_or_id, "session"))
+        if row is None:
+            row = await self._executor.fetch_one(_SQL["find_session"], name=check_text(str(name_or_id), "name", 200))
+        if row is None:
+            raise NotFound(
+                f"There is no session {str(name_or_id)!r}; `blackboard session list` shows those there are.",
+                noun="session",
+                id=str(name_or_id),
+            )
+        return SessionRecord.from_row(row)
+
+    async def list(self, *, status: SessionStatus | str | None = None, limit: int = 100) -> list[SessionRecord]:
+        """The sessions, newest first.
+
+        Raises:
+            InvalidInput: no such status.
+        """
+        rows = await self._executor.fetch_all(
+            _SQL["list_sessions"], status=None if status is None else _status(status), limit=limit
+        )
+        return [SessionRecord.from_row(row) for row in rows]
+
+    async def update(
+        self,
+        session_id: UUID,
+        *,
+        goal: str | None = None,
+        context: Any = None,
+        status: SessionStatus | str | None = None,
+        key: str | None = None,
+    ) -> SessionRecord:
+        """Goal, context or status is as given; what is None stays. Writes ``session.updated``, ``.paused``, ``.resumed``.
+
+        Raises:
+            IdempotencyConflict: ``key`` was used for another call.
+            InvalidInput: a value is refused; closing has its own verb.
+            NotFound: no such session.
+            SessionClosed: it is completed or failed.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["update_session"],
+            session_id=session_id,
+            goal=None if goal is None else check_text(goal, "goal", 10_000),
+            context=None if context is None else dump_json(context, "context"),
+            status=None if status is None else _status(status),
+            actor=self._actor,
+            key=None if key is None else check_text(key, "key", 200, 1),
+        )
+        assert row is not None
+        return SessionRecord.from_row(row)
+
+    async def close(
+        self, session_id: UUID, *, outcome: Any = None, status: SessionStatus | str = SessionStatus.COMPLETED
+    ) -> SessionRecord:
+        """The session is completed (or failed), once: repeating it with the same outcome returns the same row.
+
+        Open tasks are cancelled, open proposals expire without a decision, locks are released, all in the same
+        transaction.
+
+        Raises:
+            InvalidInput: ``status`` is not completed or failed.
+            NotFound: no such session.
+            SessionClosed: it was closed with another outcome.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["close_session"],
+            session_id=session_id,
+            status=_status(status),
+            outcome=None if outcome is None else dump_json(outcome, "outcome"),
+            actor=self._actor,
+        )
+        assert row is not None
+        return SessionRecord.from_row(row)
+
+
+def _status(value: SessionStatus | str) -> str:
+    try:
+        return SessionStatus(value).value
+    except ValueError:
+        known = ", ".join(SessionStatus)
+        raise InvalidInput(f"There is no session status {value!r}; use one of {known}.", field="status") from None

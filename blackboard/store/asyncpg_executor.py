@@ -1,0 +1,129 @@
+"""The executor of the asynchronous handles: asyncpg, the fastest way to PostgreSQL that Python has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from .driver_errors import ASYNCPG_ERRORS, MINIMUM_SERVER_VERSION, from_asyncpg, too_old
+from .executor import ConnectionExecutor, Row
+from .pool import PoolExecutor
+from .statements import Statement
+from .urls import asyncpg_url, has_option
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+
+__all__ = ["AsyncpgConnectionExecutor", "AsyncpgExecutor"]
+
+_GOODBYE_SECONDS = 2.0
+
+
+class AsyncpgConnectionExecutor(ConnectionExecutor):
+    """Runs on one asyncpg connection.
+
+    Args:
+        connection: open, ours or a caller's.
+        bound: whether it is a caller's.
+        pooled: whether a transaction-pooling proxy is behind it: asyncpg's Parse and Execute are two round trips, and
+            only a transaction keeps both on one server connection.
+    """
+
+    def __init__(self, connection: Connection, *, bound: bool, pooled: bool = False) -> None:
+        super().__init__(bound=bound)
+        self._connection = connection
+        self._pooled = pooled
+        # Two tasks may share a transaction; asyncpg refuses a second call instead of queueing it.
+        self._turn = asyncio.Lock()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is open and between transactions."""
+        return not self._connection.is_closed() and not self._connection.is_in_transaction()
+
+    async def rows(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
+        """Runs ``statement``; all its rows in its order."""
+        arguments = statement.arguments(params)
+        if self._pooled and not self._connection.is_in_transaction():
+            async with self.transaction():
+                return await self._fetch(statement, arguments)
+        return await self._fetch(statement, arguments)
+
+    async def _fetch(self, statement: Statement, arguments: list[Any]) -> list[Row]:
+        async with self._turn:
+            try:
+                # fetch() also where one row is enough: fetchrow() suspends the portal after it, and the rest of a
+                # SELECT with side effects would never run.
+                return [dict(record) for record in await self._connection.fetch(statement.numbered, *arguments)]
+            except ASYNCPG_ERRORS as error:
+                raise from_asyncpg(error, statement) from error
+
+    async def command(self, sql: str) -> str:
+        """Runs a command of transaction control; PostgreSQL's command tag."""
+        async with self._turn:
+            try:
+                return await self._connection.execute(sql)
+            except ASYNCPG_ERRORS as error:
+                raise from_asyncpg(error) from error
+
+    async def begins_itself(self) -> bool:
+        """Whether a transaction is open; asyncpg opens none on its own."""
+        return self._connection.is_in_transaction()
+
+    def discard(self) -> None:
+        """Closes the connection at once if it is ours."""
+        if not self.bound:
+            self._connection.terminate()
+
+    async def disconnect(self) -> None:
+        """Closes the connection if it is ours."""
+        if not self.bound:
+            try:
+                await self._connection.close(timeout=_GOODBYE_SECONDS)
+            except ASYNCPG_ERRORS:
+                self._connection.terminate()
+
+
+class AsyncpgExecutor(PoolExecutor):
+    """A pool of asyncpg connections."""
+
+    async def _open(self) -> AsyncpgConnectionExecutor:
+        try:
+            connection = await self._connect()
+            try:
+                version = connection.get_server_version()
+                if version.major < MINIMUM_SERVER_VERSION:
+                    raise too_old(f"{version.major}.{version.minor}")
+                if self._pooled is None:
+                    self._pooled = await _is_pooled(connection)
+                    if self._pooled:
+                        # Its statement cache is on, which a pooler does not survive.
+                        await connection.close(timeout=_GOODBYE_SECONDS)
+                        connection = await self._connect()
+            except BaseException:
+                connection.terminate()
+                raise
+        except (*ASYNCPG_ERRORS, ValueError) as error:
+            raise from_asyncpg(error) from error
+        return AsyncpgConnectionExecutor(connection, bound=False, pooled=self._pooled)
+
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        named = has_option(self._url, "application_name")
+        return await asyncpg.connect(
+            asyncpg_url(self._url),
+            timeout=self._connect_timeout,
+            server_settings={} if named else {"application_name": self._application_name},
+            statement_cache_size=0 if self._pooled else 200,
+        )
+
+
+async def _is_pooled(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    # PgBouncer tells clients a backend id of its own. The answer is in the command tag because a query without
+    # arguments goes as one message, and so leaves no half-prepared statement behind on a shared server connection.
+    tag = await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {int(connection.get_server_pid())}")
+    return tag != "SELECT 1"

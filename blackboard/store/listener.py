@@ -1,0 +1,686 @@
+"""Wake-ups: one thread and one connection a process hear and send hints, and fan them out to all who wait inside.
+
+A hint says "something changed here, look again" and nothing more. It may come too often and, around a lost
+connection, not at all: whoever waits looks again after the poll interval anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import random
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+from time import monotonic
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from ..errors import BlackboardError, ConfigurationError, ServerUnreachable, from_sqlstate
+
+__all__ = ["Listener", "Subscription"]
+
+_log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 10.0  # a server that is silent for longer counts as lost
+_IDLE_SECONDS = 30.0  # the connection is closed after this time without a use
+_UNLISTEN_SECONDS = 1.0  # waiters come and go; LISTEN is not undone and redone for each
+_RELISTEN_SECONDS = 30.0  # a standby refuses LISTEN until it is promoted, which cuts no connection
+_CLOSE_SECONDS = 0.5  # what close() grants the hints that are still to be sent
+_MAX_BACKOFF = 5.0
+_STABLE_SECONDS = 10.0  # a connection that lived this long resets the backoff
+_MAX_PENDING = 10_000  # hints kept while the server is away
+
+# One statement for all hints: through a transaction pooler a SET of its own would reach another server process.
+# An asynchronous commit holds the cluster-wide notification lock for microseconds instead of a disk flush.
+_SEND = b"""
+SELECT pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.pg_notify($1, payload)
+FROM pg_catalog.unnest(CAST($2 AS text[])) AS payload
+"""
+
+# poll(2) needs no descriptor of its own and takes descriptors over 1023.
+_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+class Stopped(Exception):
+    """The owner of the waker is stopping: leave the loop."""
+
+
+class Waker:
+    """A flag that any thread raises and that a select loop sees as a readable socket."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._raised = False
+        self.stop_at = math.inf
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """The loop runs once more; what was stored before the call is seen by it."""
+        if not self._raised:
+            self._raised = True
+            with contextlib.suppress(OSError):  # the loop has ended, or the buffer is full of earlier wake-ups
+                self._writer.send(b"\0")
+
+    def stop(self, grace: float = 0.0) -> None:
+        """Every wait of the loop ends with ``Stopped``, at latest ``grace`` seconds from now."""
+        self.stop_at = monotonic() + grace
+        self._raised = False
+        self.wake()
+
+    def clear(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reader.recv(4096)
+        # After the read: a wake-up in between is not written, but the loop looks at the state after this.
+        self._raised = False
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+class Link:
+    """One connection driven without a blocking call, so that a hung server cannot hold the thread that owns it.
+
+    ``psycopg.Connection`` waits inside its calls where no other thread can reach it. This one waits on the socket and
+    a waker together, with a deadline for everything. Only its own thread may use it.
+    """
+
+    def __init__(self, conninfo: str, waker: Waker, *, name: str, answer_seconds: float) -> None:
+        """Not connected yet.
+
+        Raises:
+            ConfigurationError: ``conninfo`` cannot be parsed.
+        """
+        self._options = {
+            "fallback_application_name": name,
+            "client_encoding": "UTF8",
+            "keepalives_idle": "15",
+            "keepalives_interval": "5",
+            "keepalives_count": "3",
+            "tcp_user_timeout": str(max(1, int(answer_seconds * 1000))),
+            **parse_conninfo(conninfo),
+        }
+        self._answer_seconds = answer_seconds
+        self._waker = waker
+        self._conn: pq.abc.PGconn | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._conn is not None
+
+    @property
+    def backend_pid(self) -> int:
+        """The server process as the connection's start named it; a pooler invents one."""
+        return self._conn.backend_pid if self._conn else 0
+
+    def open(self) -> None:
+        """Connected to the first host that answers; a no-op on an open link.
+
+        Raises:
+            ServerUnreachable: no host let us in, each within its time.
+            Stopped: the waker was stopped.
+        """
+        if self._conn is not None:
+            return
+        limit = float(self._options.get("connect_timeout") or 0)
+        limit = min(limit, self._answer_seconds) if limit > 0 else self._answer_seconds
+        reason = "the host name has no address"
+        for address in self._addresses():
+            try:
+                self._connect(make_conninfo("", **{**self._options, **address}), monotonic() + limit)
+            except (psycopg.Error, ServerUnreachable) as error:
+                reason = str(error).strip()
+                self.close()
+            except Stopped:
+                self.close()
+                raise
+            else:
+                return
+        raise ServerUnreachable(f"PostgreSQL could not be reached: {reason}")
+
+    def _addresses(self) -> list[dict[str, str]]:
+        # libpq looks names up inside a call that holds the interpreter lock: a slow name server would stop the whole
+        # process. Here only this thread waits. Hosts are tried one by one, so that a silent one does not hide the next.
+        hosts = self._options.get("host", "").split(",")
+        ports = self._options.get("port", "").split(",")
+        if "hostaddr" in self._options or len(ports) not in {1, len(hosts)}:
+            return [{}]
+        found: list[dict[str, str]] = []
+        for index, host in enumerate(hosts):
+            base = {"host": host, "port": ports[index % len(ports)]}
+            if not host or host.startswith(("/", "@")):
+                found.append({key: value for key, value in base.items() if value})
+                continue
+            try:
+                answers = socket.getaddrinfo(host, base["port"] or None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:
+                _log.debug("no address for %s: %s", host, error)
+                continue
+            found.extend({**base, "hostaddr": str(answer[4][0])} for answer in answers)
+        return found
+
+    def _connect(self, conninfo: str, deadline: float) -> None:
+        conn = self._conn = pq.PGconn.connect_start(conninfo.encode())
+        while True:
+            status = pq.PollingStatus.FAILED if conn.status == pq.ConnStatus.BAD else conn.connect_poll()
+            if status == pq.PollingStatus.OK:
+                conn.nonblocking = 1
+                return
+            if status == pq.PollingStatus.FAILED:
+                raise ServerUnreachable(conn.get_error_message())
+            reading = status == pq.PollingStatus.READING
+            self._await(selectors.EVENT_READ if reading else selectors.EVENT_WRITE, deadline)
+
+    def run(self, command: bytes, params: Sequence[bytes | None] | None = None) -> list[bytes | None]:
+        """The first row of the last result of ``command``, empty without one.
+
+        Without ``params`` the command may hold several statements; they are one transaction.
+
+        Raises:
+            ServerUnreachable: the connection was lost, or no answer came in time; close the link.
+            BlackboardError: the server refused the statement; the link is still good.
+            Stopped: the waker was stopped; close the link.
+        """
+        conn, deadline = self._require(), monotonic() + self._answer_seconds
+        row: list[bytes | None] = []
+        refusal: BlackboardError | None = None
+        try:
+            if params is None:
+                conn.send_query(command)
+            else:
+                conn.send_query_params(command, params)
+            while conn.flush():
+                self._await(selectors.EVENT_READ | selectors.EVENT_WRITE, deadline)
+                conn.consume_input()
+            while True:
+                while conn.is_busy():
+                    self._await(selectors.EVENT_READ, deadline)
+                    conn.consume_input()
+                if (result := conn.get_result()) is None:
+                    break
+                if result.status in {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}:
+                    row = [result.get_value(0, i) for i in range(result.nfields)] if result.ntuples else []
+                else:
+                    state = result.error_field(pq.DiagnosticField.SQLSTATE)
+                    refusal = from_sqlstate(state.decode() if state else "08006", result.get_error_message())
+        except psycopg.Error as error:
+            raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
+        if refusal is not None:
+            if conn.status == pq.ConnStatus.BAD:
+                raise ServerUnreachable(refusal.message)
+            raise refusal
+        return row
+
+    def wait(self, timeout: float) -> None:
+        """Something came in, the waker was raised, or ``timeout`` seconds passed; also works on a closed link.
+
+        Raises:
+            ServerUnreachable: the connection was lost; close the link.
+            Stopped: the waker was stopped.
+        """
+        if self._select(selectors.EVENT_READ, monotonic() + timeout):
+            try:
+                self._require().consume_input()
+            except psycopg.Error as error:
+                raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
+
+    def notifications(self) -> list[tuple[int, str]]:
+        """What arrived since the last call: the sender's process id and the payload."""
+        found: list[tuple[int, str]] = []
+        while self._conn is not None and (notice := self._conn.notifies()) is not None:
+            found.append((notice.be_pid, notice.extra.decode("utf-8", "replace")))
+        return found
+
+    def close(self) -> None:
+        """Disconnected; does not wait for the server."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.finish()
+
+    def _require(self) -> pq.abc.PGconn:
+        if self._conn is None:
+            raise ServerUnreachable("There is no connection to PostgreSQL.")
+        return self._conn
+
+    def _await(self, events: int, deadline: float) -> None:
+        while not self._select(events, deadline):
+            if monotonic() >= deadline:
+                raise ServerUnreachable("PostgreSQL did not answer in time.")
+
+    def _select(self, events: int, deadline: float) -> bool:
+        # True: the socket is ready. False: woken up, or at the deadline.
+        with _Selector() as selector:
+            selector.register(self._waker, selectors.EVENT_READ)
+            if self._conn is not None:
+                try:
+                    selector.register(self._conn.socket, events)
+                except psycopg.Error as error:
+                    raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
+            until = min(deadline, self._waker.stop_at)
+            ready = selector.select(None if until == math.inf else max(0.0, until - monotonic()))
+        if any(key.fileobj is self._waker for key, _ in ready):
+            self._waker.clear()
+        if monotonic() >= self._waker.stop_at:
+            raise Stopped
+        return any(key.fileobj is not self._waker for key, _ in ready)
+
+
+def parse_conninfo(conninfo: str) -> dict[str, str]:
+    """The options of a URL or key-value string.
+
+    Raises:
+        ConfigurationError: libpq cannot read it.
+    """
+    try:
+        return {key: str(value) for key, value in conninfo_to_dict(conninfo).items() if value is not None}
+    except psycopg.Error:  # its text may quote the password
+        raise ConfigurationError("The database URL cannot be parsed; check its quoting.") from None
+
+
+def backoff(failures: int, longest: float) -> float:
+    """Seconds before attempt number ``failures`` + 1: doubled each time, bounded, and spread over processes."""
+    return random.uniform(0.3, 1.0) * min(longest, 0.05 * 2 ** min(failures, 20))
+
+
+class Subscription:
+    """Hears the hints of one session, or of all. It belongs to one waiting loop; get it from ``Listener.subscribe``.
+
+    ::
+
+        with listener.subscribe(session_id, {"tasks"}) as subscription:
+            while not (found := await look()):
+                await subscription.wait_async(remaining)
+
+    Subscribe, then look, then wait: a hint that comes in between makes the next wait return at once.
+    """
+
+    def __init__(
+        self,
+        session_id: UUID | None,
+        nouns: Collection[str] | None,
+        *,
+        waiting: Callable[[float | None], tuple[float, threading.RLock]],
+        leave: Callable[[Subscription], None],
+    ) -> None:
+        self.session_id = session_id
+        self.nouns = None if nouns is None else frozenset(nouns)
+        self._waiting = waiting
+        self._leave = leave
+        self._hinted = False
+        self._waiters: list[asyncio.Future[bool] | threading.Lock] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hears nothing more; may be called twice."""
+        self._leave(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True after a hint, False when ``timeout`` seconds or the poll interval are over: look again either way.
+
+        Blocks the thread. All who wait at once on one subscription are woken by a hint.
+        """
+        seconds, lock = self._waiting(timeout)
+        gate = threading.Lock()
+        gate.acquire()
+        with lock:
+            if self._hinted or seconds <= 0:
+                return self._take()
+            self._waiters.append(gate)
+        try:
+            woken = gate.acquire(timeout=seconds)
+        finally:
+            with lock:
+                self._drop(gate)
+        with lock:
+            return self._take() or woken
+
+    async def wait_async(self, timeout: float | None = None) -> bool:
+        """Like ``wait``, without blocking the event loop; a cancelled wait leaves its hint to the next one."""
+        seconds, lock = self._waiting(timeout)
+        loop = asyncio.get_running_loop()
+        with lock:
+            if self._hinted or seconds <= 0:
+                return self._take()
+            future: asyncio.Future[bool] = loop.create_future()
+            self._waiters.append(future)
+        timer = loop.call_later(seconds, _resolve, [future], False)
+        try:
+            woken = await future
+        finally:
+            timer.cancel()
+            with lock:
+                self._drop(future)
+        with lock:
+            return self._take() or woken
+
+    def _take(self) -> bool:
+        hinted, self._hinted = self._hinted, False
+        return hinted
+
+    def _drop(self, waiter: asyncio.Future[bool] | threading.Lock) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def hint(self, futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]]) -> None:
+        """Waiting threads are released, and ``futures`` holds those to resolve in their loops.
+
+        For the listener, which holds the lock. The flag stays up until a wait returns it, so that a cancelled wait
+        loses nothing.
+        """
+        self._hinted = True
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if isinstance(waiter, asyncio.Future):
+                    futures.setdefault(waiter.get_loop(), []).append(waiter)
+                else:
+                    waiter.release()
+
+    def revive(self) -> None:
+        """Usable in a forked child: those who waited stayed in the parent, what happened meanwhile is unknown."""
+        self._waiters = []
+        self._hinted = True
+
+
+def _resolve(futures: list[asyncio.Future[bool]], hinted: bool) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(hinted)
+
+
+class Listener:
+    """Sends and hears the hints of one process and database over one connection, in one background thread.
+
+    Starts with the first ``subscribe`` or ``notify`` and reconnects by itself. Behind a transaction pooler it cannot
+    hear (``listening`` stays False) and waiters poll, unless ``listen_url`` leads past the pooler; sending works in
+    any case. After a fork the child gets a thread and connection of its own with its first call.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        listen_url: str | None = None,
+        channel: str = "blackboard",
+        poll_interval: timedelta = timedelta(seconds=1),
+        coalesce: timedelta = timedelta(milliseconds=3),
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            conninfo: URL or key-value string as libpq reads it.
+            listen_url: used in place of ``conninfo`` where that leads through a pooler.
+            channel: the NOTIFY channel.
+            poll_interval: the longest that any wait lasts.
+            coalesce: the shortest time between two statements that send hints; the first is sent at once.
+
+        Raises:
+            ConfigurationError: the URL cannot be parsed.
+        """
+        self._conninfo = listen_url or conninfo
+        self._channel = channel
+        self._poll_seconds = poll_interval.total_seconds()
+        self._coalesce_seconds = coalesce.total_seconds()
+        self._subscriptions: dict[int | None, dict[Subscription, None]] = {}
+        self._closed = False
+        parse_conninfo(self._conninfo)
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        # Reentrant: the collector may close an abandoned waiter in the thread that holds the lock.
+        self._lock = threading.RLock()
+        self._pending: dict[str, None] = {}
+        self._sending = False
+        self._listening = False
+        self._thread: threading.Thread | None = None
+        self._waker: Waker | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether hints of other processes are heard now; False also while nobody is subscribed."""
+        return self._listening and self._pid == os.getpid()
+
+    def subscribe(self, session_id: UUID | None = None, nouns: Collection[str] | None = None) -> Subscription:
+        """A subscription to the hints of one session (None: of all) about ``nouns`` (None: about all).
+
+        Raises:
+            BlackboardError: the listener is closed.
+        """
+        self._check_process()
+        subscription = Subscription(session_id, nouns, waiting=self._waiting, leave=self._forget)
+        with self._lock:
+            if self._closed:
+                raise BlackboardError("This board is closed; open it again to wait on it.")
+            self._subscriptions.setdefault(_key(session_id), {})[subscription] = None
+            waker = None if self._listening else self._started()
+        if waker:
+            waker.wake()
+        return subscription
+
+    def notify(self, session_id: UUID, noun: str) -> None:
+        """All who wait for it in this process are woken; the other processes are about to be. Call it after commit.
+
+        Never blocks and never fails: a hint that cannot be sent is sent after the reconnect, or dropped.
+        """
+        self._check_process()
+        self._deliver(session_id.int, noun)
+        payload = f"{session_id} {noun}"
+        with self._lock:
+            if self._closed or len(self._pending) >= _MAX_PENDING:
+                return
+            first = not self._pending
+            self._pending[payload] = None
+            waker = self._started()
+        if first:
+            waker.wake()
+
+    def close(self) -> None:
+        """The thread has ended, its connection is closed, and hints were sent if the server answered promptly.
+
+        Returns within a second. Waiters are woken once; later waits last their full time.
+        """
+        if self._pid != os.getpid():  # the thread and its socket are the parent's
+            self._closed = True
+            return
+        with self._lock:
+            self._closed = True
+            thread, waker = self._thread, self._waker
+            if waker:
+                waker.stop(_CLOSE_SECONDS if self._pending or self._sending else 0.0)
+        if thread and thread is not threading.current_thread():
+            thread.join(2 * _CLOSE_SECONDS)
+        self._deliver(None, None)
+
+    def _check_process(self) -> None:
+        if self._pid == os.getpid():
+            return
+        # The thread stayed in the parent, and a lock may have been held there at the fork.
+        self._start_afresh()
+        for group in self._subscriptions.values():
+            for subscription in group:
+                subscription.revive()
+        if self._subscriptions and not self._closed:
+            with self._lock:
+                self._started()
+
+    def _started(self) -> Waker:
+        if self._thread is None or self._waker is None:
+            self._waker = Waker()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._waker,), name="blackboard-listener", daemon=True
+            )
+            self._thread.start()
+        return self._waker
+
+    def _waiting(self, timeout: float | None) -> tuple[float, threading.RLock]:
+        self._check_process()
+        return self._poll_seconds if timeout is None else min(timeout, self._poll_seconds), self._lock
+
+    def _forget(self, subscription: Subscription) -> None:
+        self._check_process()
+        key = _key(subscription.session_id)
+        with self._lock:
+            group = self._subscriptions.get(key, {})
+            group.pop(subscription, None)
+            if not group:
+                self._subscriptions.pop(key, None)
+            waker = None if self._subscriptions else self._waker
+        if waker:  # the thread counts the idle time from here
+            waker.wake()
+
+    def _deliver(self, session: int | None, noun: str | None) -> None:
+        """All subscriptions of that session and noun are hinted; all there are, if ``noun`` is None."""
+        futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
+        with self._lock:
+            groups = self._subscriptions
+            chosen = tuple(groups.values()) if noun is None else (groups.get(session), groups.get(None))
+            for group in chosen:
+                for subscription in tuple(group or ()):
+                    if noun is None or subscription.nouns is None or noun in subscription.nouns:
+                        subscription.hint(futures)
+        for loop, waiting in futures.items():  # one call a loop: each one writes to the loop's socket
+            with contextlib.suppress(RuntimeError):  # the loop was closed under its waiters
+                loop.call_soon_threadsafe(_resolve, waiting, True)
+
+    def _run(self, waker: Waker) -> None:
+        link = Link(self._conninfo, waker, name="blackboard listener", answer_seconds=_ANSWER_SECONDS)
+        failures = 0
+        try:
+            while True:
+                began = monotonic()
+                try:
+                    self._serve(link)
+                except Exception as error:
+                    if isinstance(error, Stopped):
+                        raise
+                    unexpected = not isinstance(error, ServerUnreachable)
+                    _log.warning("wake-ups wait for a connection: %s", error, exc_info=unexpected)
+                self._listening = False
+                link.close()
+                failures = 0 if monotonic() - began > _STABLE_SECONDS else failures + 1
+                resume = monotonic() + backoff(failures, _MAX_BACKOFF)
+                while monotonic() < resume:
+                    link.wait(resume - monotonic())
+        except Stopped:
+            pass
+        finally:
+            self._listening = False
+            link.close()
+            waker.close()
+
+    def _serve(self, link: Link) -> None:
+        # One action a turn, the most urgent first; then wait for the next reason to act.
+        idle_since = monotonic()
+        send_at = listen_at = 0.0
+        while True:
+            for sender, payload in link.notifications():
+                if sender != link.backend_pid:  # our own went to our subscribers before it was sent
+                    self._deliver(*_parse(payload))
+            now = monotonic()
+            with self._lock:
+                wanted, pending, closed = bool(self._subscriptions), bool(self._pending), self._closed
+            if closed and not pending:
+                raise Stopped
+            if wanted or pending:
+                idle_since = now
+            idle = now - idle_since
+            if not link.is_open:
+                if wanted or pending:
+                    link.open()
+                    listen_at = 0.0
+                else:
+                    link.wait(math.inf)
+            elif pending and (now >= send_at or closed):
+                send_at = now + self._coalesce_seconds
+                self._send(link)
+            elif wanted and not self._listening and now >= listen_at:
+                listen_at = now + _RELISTEN_SECONDS
+                self._listen(link)
+            elif self._listening and not wanted and idle >= _UNLISTEN_SECONDS:
+                self._listening = False
+                link.run(b"UNLISTEN *")
+            elif idle >= _IDLE_SECONDS:
+                link.close()
+            else:
+                reasons = [math.inf]
+                if pending:
+                    reasons.append(send_at - now)
+                if wanted and not self._listening:
+                    reasons.append(listen_at - now)
+                if not wanted:
+                    reasons.append((_UNLISTEN_SECONDS if self._listening else _IDLE_SECONDS) - idle)
+                link.wait(min(reasons))
+
+    def _listen(self, link: Link) -> None:
+        pid = link.run(b"SELECT pg_catalog.pg_backend_pid()")[0]
+        if pid != str(link.backend_pid).encode():
+            # A pooler: LISTEN would stay behind on a server connection that serves others too.
+            _log.info("the URL leads through a pooler: waiters poll; set listen_url to be woken")
+            return
+        try:
+            link.run(b"LISTEN " + _quoted(self._channel))
+        except ServerUnreachable:
+            raise
+        except BlackboardError as error:
+            _log.warning("LISTEN was refused, waiters poll: %s", error)
+            return
+        self._deliver(None, None)  # what was sent before this moment was not heard
+        self._listening = True
+
+    def _send(self, link: Link) -> None:
+        with self._lock:
+            batch, self._pending = self._pending, {}
+            self._sending = True  # a close just now grants it the time of a queued one
+        try:
+            link.run(_SEND, (self._channel.encode(), _array(batch)))
+        except (ServerUnreachable, Stopped):
+            with self._lock:
+                self._pending = batch | self._pending
+            raise
+        except BlackboardError as error:  # a standby, or a full queue: the next ones may pass
+            _log.warning("hints were refused and dropped: %s", error)
+        finally:
+            self._sending = False
+
+
+def _key(session_id: UUID | None) -> int | None:
+    return None if session_id is None else session_id.int
+
+
+def _parse(payload: str) -> tuple[int | None, str | None]:
+    """Session and noun of a payload; ``(None, None)``, which means everybody, if it has another form."""
+    session, _, noun = payload.partition(" ")
+    try:
+        return (UUID(session).int, noun) if noun else (None, None)
+    except ValueError:
+        return None, None
+
+
+def _quoted(identifier: str) -> bytes:
+    return b'"%s"' % identifier.encode().replace(b'"', b'""')
+
+
+def _array(payloads: Collection[str]) -> bytes:
+    escaped = (payload.replace("\\", "\\\\").replace('"', '\\"') for payload in payloads)
+    return ("{" + ",".join(f'"{payload}"' for payload in escaped) + "}").encode()

@@ -1,0 +1,217 @@
+"""Liveness: one thread and one connection keep a process's lease alive, whatever its event loop does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from time import monotonic
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from ..errors import InvalidInput, LeaseLost, ServerUnreachable
+from ..store.listener import Link, Stopped, Waker, backoff, parse_conninfo
+
+__all__ = ["Heartbeat"]
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_ANSWER_SECONDS = 30.0
+_STOP_SECONDS = 1.0
+
+
+class Heartbeat:
+    """Renews a lease every third of its term until it is stopped or the server says that the lease is gone.
+
+    Only the server's answer ends it: it goes on through outages longer than the term, since the server lapses nothing
+    in a time in which nobody could renew. The client's clock decides when to ask, never whether the lease is held.
+
+    ::
+
+        with Heartbeat(url, lease_id, timedelta(seconds=30), on_lost=stop_working):
+            work()
+
+    The callbacks run in the heartbeat's thread; keep them short. A renewal waits while they run.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        lease_id: UUID,
+        term: timedelta,
+        *,
+        on_lost: Callable[[], None] | None = None,
+        on_count: Callable[[int], None] | None = None,
+    ) -> None:
+        """Nothing runs yet; the lease counts as fresh from here.
+
+        Args:
+            conninfo: URL or key-value string as libpq reads it; a transaction pooler may be in between.
+            lease_id: an existing lease.
+            term: the term the server gives this lease.
+            on_lost: called once when the server says that the lease lapsed or is unknown.
+            on_count: called after each renewal with the number of running tasks that the lease holds.
+
+        Raises:
+            ConfigurationError: the URL cannot be parsed.
+            InvalidInput: ``term`` is not positive.
+        """
+        seconds = term.total_seconds()
+        if seconds <= 0:
+            raise InvalidInput("A lease needs a positive term.", field="term")
+        parse_conninfo(conninfo)
+        self._conninfo = conninfo
+        self._lease_id = UUID(int=lease_id.int)  # it becomes part of a statement's text: nothing but a UUID may
+        self._term = seconds
+        self._on_lost = on_lost
+        self._on_count = on_count
+        self._pid = os.getpid()
+        self._began = monotonic()
+        self._last_renewed_at: float | None = None
+        self._renewals = 0
+        self._lost = False
+        self._asked = False
+        self._stopped = False
+        self._state = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._waker: Waker | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def lease_id(self) -> UUID:
+        """The lease that is kept."""
+        return self._lease_id
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server said that the lease is gone; final."""
+        return self._lost
+
+    @property
+    def last_renewed_at(self) -> float | None:
+        """When the last successful renewal was asked for, by this process's ``time.monotonic()``; for diagnostics."""
+        return self._last_renewed_at
+
+    @property
+    def renewals(self) -> int:
+        """How many renewals succeeded."""
+        return self._renewals
+
+    def is_stale(self) -> bool:
+        """Whether the work may be somebody else's by now, so that no new work should be started.
+
+        True when the lease is lost or no renewal of the last term succeeded. A hint: only the server knows.
+        """
+        return self._lost or monotonic() - (self._last_renewed_at or self._began) > self._term
+
+    def start(self) -> None:
+        """The thread runs and renews at once; a no-op if it was started before."""
+        with self._state:
+            if self._thread is None and not self._stopped:
+                self._pid = os.getpid()
+                waker = self._waker = Waker()
+                self._thread = threading.Thread(
+                    target=self._run, args=(waker,), name="blackboard-heartbeat", daemon=True
+                )
+                self._thread.start()
+
+    def beat_now(self) -> None:
+        """A renewal is asked for without waiting for its turn or a backoff; returns before its answer."""
+        if self._waker is not None and self._pid == os.getpid():
+            self._asked = True
+            self._waker.wake()
+
+    def stop(self) -> None:
+        """No renewal follows; the thread and its connection have ended, within a second even if the server hangs.
+
+        The lease is neither released nor lapsed by this. A callback that runs just now may outlast the call.
+        """
+        if self._pid != os.getpid():  # a forked child: thread, lease and connection are the parent's
+            return
+        with self._state:
+            self._stopped = True
+            thread, waker = self._thread, self._waker
+        if waker is not None:
+            waker.stop()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_STOP_SECONDS)
+
+    def _run(self, waker: Waker) -> None:
+        third = self._term / 3
+        answer_seconds = min(third, _LONGEST_ANSWER_SECONDS)
+        link = Link(self._conninfo, waker, name="blackboard heartbeat", answer_seconds=answer_seconds)
+        command = self._command(answer_seconds)
+        due = monotonic()
+        failures = 0
+        try:
+            while True:
+                try:
+                    if not self._asked and monotonic() < due:
+                        link.wait(due - monotonic())
+                        continue
+                    self._asked = False
+                    began = monotonic()
+                    self._beat(link, command)
+                    # Downward only: a third of the term is the promise, and processes started together drift apart.
+                    due = began + third * random.uniform(0.85, 1.0)
+                    failures = 0
+                except (Stopped, LeaseLost):
+                    raise
+                except Exception as error:  # refused, unreachable or a fault of ours: the lease still wants its beat
+                    if not failures:
+                        unexpected = not isinstance(error, ServerUnreachable)
+                        _log.warning(
+                            "lease %s was not renewed, trying on: %s", self._lease_id, error, exc_info=unexpected
+                        )
+                    # Also after a refusal: a fresh connection gets past a role or a search path gone wrong.
+                    link.close()
+                    failures += 1
+                    due = monotonic() + backoff(failures, self._term / 6)
+        except (Stopped, LeaseLost):
+            pass
+        finally:
+            link.close()
+            waker.close()
+        if self._lost:
+            _log.error("lease %s has lapsed: its work may be with somebody else", self._lease_id)
+            _call(self._on_lost)
+
+    def _command(self, answer_seconds: float) -> bytes:
+        # A renewal that waits for a lock must end on the server too, or every retry leaves one more behind it. Two
+        # statements in one message are one transaction: nothing outlives it, so this works through a pooler.
+        limit = max(1, int(answer_seconds * 1000))
+        return (
+            f"SET LOCAL statement_timeout = {limit}; "  # noqa: S608
+            f"SELECT held FROM blackboard.renew_lease(CAST('{self._lease_id}' AS uuid)) AS held"
+        ).encode()
+
+    def _beat(self, link: Link, command: bytes) -> None:
+        link.open()
+        # Taken before the question: the server counts the term from a moment after this one.
+        asked_at = monotonic()
+        row = link.run(command)
+        held = row[0] if row else None
+        if held is None:
+            self._lost = True
+            raise LeaseLost("The lease has lapsed.")
+        self._last_renewed_at = asked_at
+        self._renewals += 1
+        _call(self._on_count, int(held))
+
+
+def _call(callback: Callable[..., None] | None, *args: int) -> None:
+    if callback is not None:
+        try:
+            callback(*args)
+        except Exception:
+            _log.exception("a callback of the heartbeat failed")

@@ -1,0 +1,968 @@
+-- Tasks, dependencies, claims, leases that lapse, late results.
+--
+-- Life cycle (one transition table: blackboard.task_event below; models/tasks.py has the same as an enum):
+--   scheduled | blocked | awaiting_approval | held -> pending | assigned -> running -> completed | failed | dead
+--   and cancelled from anywhere that is not final.
+-- Lock order: a session's tasks by id; parents before children.
+
+CREATE SEQUENCE blackboard.task_positions AS bigint CACHE 1;
+
+CREATE TABLE blackboard.tasks (
+    session_id uuid NOT NULL,
+    id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    type text NOT NULL CONSTRAINT tasks_type_length CHECK (length(type) BETWEEN 1 AND 50),
+    capability text NOT NULL DEFAULT '' CONSTRAINT tasks_capability_length CHECK (length(capability) <= 100),
+    priority smallint NOT NULL DEFAULT 5 CONSTRAINT tasks_priority_range CHECK (priority BETWEEN 0 AND 10),
+    status text NOT NULL DEFAULT 'pending' CONSTRAINT tasks_status_known CHECK (status IN (
+        'scheduled', 'blocked', 'awaiting_approval', 'held', 'pending', 'assigned', 'running',
+        'completed', 'failed', 'cancelled', 'dead')),
+    -- Its place in the ready queue, handed out when it becomes ready, so that positions only grow.
+    position bigint DEFAULT pg_catalog.nextval('blackboard.task_positions'),
+    parameters jsonb NOT NULL DEFAULT '{}'
+        CONSTRAINT tasks_parameters_size CHECK (pg_column_size(parameters) <= 1048576),
+    assigned_to text CONSTRAINT tasks_assigned_to_length CHECK (length(assigned_to) BETWEEN 1 AND 100),
+    timeout interval CONSTRAINT tasks_timeout_positive CHECK (timeout > interval '0'),
+    requires_approval boolean NOT NULL DEFAULT false,
+    approved_by text,
+    run_at timestamptz,
+    attempt integer NOT NULL DEFAULT 0 CONSTRAINT tasks_attempt_range CHECK (attempt >= 0),
+    released integer NOT NULL DEFAULT 0,
+    max_attempts integer NOT NULL DEFAULT 5 CONSTRAINT tasks_max_attempts_range CHECK (max_attempts BETWEEN 1 AND 1000),
+    retry_delay interval NOT NULL DEFAULT interval '1 second'
+        CONSTRAINT tasks_retry_delay_range CHECK (retry_delay BETWEEN interval '0' AND interval '30 days'),
+    -- The fence: every later write of the holder names both claim_id and attempt.
+    claim_id uuid,
+    lease_id uuid,
+    started_at timestamptz,
+    deadline_at timestamptz,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    blockers integer NOT NULL DEFAULT 0 CONSTRAINT tasks_blockers_range CHECK (blockers >= 0),
+    has_dependants boolean NOT NULL DEFAULT false,
+    progress jsonb CONSTRAINT tasks_progress_size CHECK (pg_column_size(progress) <= 1048576),
+    result jsonb CONSTRAINT tasks_result_size CHECK (pg_column_size(result) <= 1048576),
+    error jsonb CONSTRAINT tasks_error_size CHECK (pg_column_size(error) <= 1048576),
+    created_by text NOT NULL DEFAULT blackboard.current_actor(),
+    created_at timestamptz NOT NULL DEFAULT blackboard.now(),
+    completed_at timestamptz,
+    CONSTRAINT tasks_pkey PRIMARY KEY (session_id, id),
+    CONSTRAINT tasks_position_iff_ready CHECK ((status IN ('pending', 'assigned')) = (position IS NOT NULL)),
+    CONSTRAINT tasks_lease_iff_running CHECK ((status = 'running') = (lease_id IS NOT NULL)),
+    CONSTRAINT tasks_claimed_when_running CHECK (status <> 'running' OR (claim_id IS NOT NULL AND attempt > 0
+                                                 AND assigned_to IS NOT NULL AND started_at IS NOT NULL)),
+    CONSTRAINT tasks_deadline_only_running CHECK (deadline_at IS NULL OR status = 'running'),
+    CONSTRAINT tasks_run_at_when_scheduled CHECK (status <> 'scheduled' OR run_at IS NOT NULL),
+    CONSTRAINT tasks_assignee_when_assigned CHECK (status <> 'assigned' OR assigned_to IS NOT NULL),
+    CONSTRAINT tasks_blockers_iff_blocked CHECK (status <> 'blocked' OR blockers > 0),
+    CONSTRAINT tasks_ready_is_approved CHECK (NOT requires_approval OR approved_by IS NOT NULL
+                                              OR status NOT IN ('pending', 'assigned', 'running')),
+    CONSTRAINT tasks_completed_at_iff_final CHECK (
+        (status IN ('completed', 'failed', 'cancelled', 'dead')) = (completed_at IS NOT NULL))
+);
+CREATE INDEX tasks_ready ON blackboard.tasks (session_id, capability, priority DESC, position)
+    WHERE status = 'pending';
+CREATE INDEX tasks_assigned ON blackboard.tasks (session_id, assigned_to, priority DESC, position)
+    WHERE status = 'assigned';
+CREATE INDEX tasks_scheduled ON blackboard.tasks (session_id, run_at) WHERE status = 'scheduled';
+-- Not "WHERE status = 'running'": a completion could be matched to that, and right after an ANALYZE would be.
+CREATE INDEX tasks_leased ON blackboard.tasks (lease_id) WHERE lease_id IS NOT NULL;
+CREATE INDEX tasks_deadline ON blackboard.tasks (deadline_at) WHERE deadline_at IS NOT NULL;
+ALTER TABLE blackboard.tasks SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,
+                                  autovacuum_analyze_scale_factor = 0.05);
+
+CREATE TABLE blackboard.task_dependencies (
+    session_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    depends_on_id uuid NOT NULL,
+    on_failure text NOT NULL DEFAULT 'fail'
+        CONSTRAINT task_dependencies_on_failure_known CHECK (on_failure IN ('fail', 'continue')),
+    state text NOT NULL DEFAULT 'waiting'
+        CONSTRAINT task_dependencies_state_known CHECK (state IN ('waiting', 'satisfied', 'failed')),
+    CONSTRAINT task_dependencies_pkey PRIMARY KEY (session_id, task_id, depends_on_id),
+    CONSTRAINT task_dependencies_not_itself CHECK (task_id <> depends_on_id),
+    CONSTRAINT task_dependencies_task_fkey FOREIGN KEY (session_id, task_id)
+        REFERENCES blackboard.tasks (session_id, id) ON DELETE CASCADE,
+    CONSTRAINT task_dependencies_depends_on_fkey FOREIGN KEY (session_id, depends_on_id)
+        REFERENCES blackboard.tasks (session_id, id)
+);
+CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies (session_id, depends_on_id);
+
+-- What a late owner handed in: kept and visible, never applied.
+CREATE TABLE blackboard.late_results (
+    session_id uuid NOT NULL,
+    id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    task_id uuid NOT NULL,
+    claim_id uuid NOT NULL,
+    attempt integer NOT NULL,
+    agent_id text NOT NULL,
+    result jsonb,
+    error jsonb,
+    at timestamptz NOT NULL DEFAULT blackboard.now(),
+    CONSTRAINT late_results_pkey PRIMARY KEY (session_id, id),
+    CONSTRAINT late_results_once UNIQUE (session_id, task_id, claim_id, attempt)
+);
+
+-- ----------------------------------------------------------------------------------------------------- history
+
+-- The transition table: the event that a change of status is, or NULL where the life cycle has no such step.
+CREATE FUNCTION blackboard.task_event(p_old text, p_new text, p_error jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE p_new
+        WHEN 'running' THEN CASE WHEN p_old IN ('pending', 'assigned') THEN 'task.assigned' END
+        WHEN 'completed' THEN CASE WHEN p_old = 'running' THEN 'task.completed' END
+        WHEN 'failed' THEN CASE WHEN p_old = 'running' THEN 'task.failed' END
+        WHEN 'dead' THEN CASE WHEN p_old = 'running' THEN 'task.dead' END
+        WHEN 'cancelled' THEN CASE WHEN p_old NOT IN ('completed', 'failed', 'cancelled') THEN 'task.cancelled' END
+        WHEN 'held' THEN CASE WHEN p_old IN ('scheduled', 'blocked', 'awaiting_approval', 'pending', 'assigned')
+                              THEN 'task.held' END
+        ELSE CASE
+            WHEN p_old = 'running' THEN
+                CASE WHEN p_new NOT IN ('pending', 'assigned', 'scheduled') THEN NULL
+                     WHEN p_error ->> 'code' = 'lease_lapsed' THEN 'task.lapsed'
+                     WHEN p_error IS NOT NULL THEN 'task.retried'
+                     ELSE 'task.released' END
+            WHEN p_old IN ('failed', 'dead') THEN
+                CASE WHEN p_new IN ('pending', 'assigned', 'scheduled') THEN 'task.redriven' END
+            WHEN p_old IN ('completed', 'cancelled') THEN NULL
+            WHEN p_new = 'pending' THEN 'task.ready'
+            WHEN p_new = 'assigned' THEN 'task.reserved'
+            ELSE 'task.' || p_new
+        END
+    END
+$$;
+
+CREATE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_tx bigint := blackboard.current_tx();
+    v_sessions uuid[] := array(SELECT DISTINCT n.session_id FROM new_rows n);
+BEGIN
+    PERFORM blackboard.check_sessions(v_sessions);
+    IF EXISTS (SELECT FROM new_rows n WHERE n.status IN ('running', 'completed', 'failed', 'dead')) THEN
+        PERFORM blackboard.raise('BB003', 'A task is not born running or finished: add it, then claim it.',
+                                 '{"noun": "task", "field": "status"}');
+    END IF;
+    INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+    SELECT n.session_id, v_tx, n.created_by, 'task.created', n.id,
+           jsonb_build_object('type', n.type, 'capability', n.capability, 'priority', n.priority,
+                              'status', n.status, 'assigned_to', n.assigned_to, 'run_at', n.run_at,
+                              'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+    FROM new_rows n ORDER BY n.position;
+    PERFORM blackboard.hint(s, 'tasks') FROM unnest(v_sessions) s;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.tasks REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_insert();
+
+-- Positions, claim ids and has_dependants are means, not history. Results over 8 kB are read from the row.
+-- The join's method is fixed: a plan made for one changed row must not meet a thousand.
+CREATE FUNCTION blackboard.history_tasks_update() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_nestloop = off SET enable_hashjoin = on
+AS $$
+DECLARE
+    v_tx bigint := blackboard.current_tx();
+    v_actor text := blackboard.current_actor();
+    v_finished uuid[];
+BEGIN
+    INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+    SELECT n.session_id, v_tx, v_actor,
+           CASE WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
+                WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
+                WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
+                ELSE 'task.updated' END,
+           n.id,
+           CASE
+               WHEN n.status = 'running' AND o.status <> 'running' THEN
+                   jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
+                                      'lease_id', n.lease_id)
+               WHEN n.status = 'completed' AND o.status <> 'completed' THEN
+                   jsonb_build_object('status', n.status, 'lease_id', NULL,
+                                      'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
+               WHEN n.status <> o.status THEN
+                   jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
+                                      'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
+                                      'blockers', n.blockers, 'released', n.released)
+               ELSE
+                   CASE WHEN n.progress IS DISTINCT FROM o.progress
+                        THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
+                   || CASE WHEN n.cancel_requested <> o.cancel_requested
+                           THEN jsonb_build_object('cancel_requested', n.cancel_requested) ELSE '{}' END
+                   || CASE WHEN n.blockers <> o.blockers
+                           THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
+                   || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
+                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error)
+                                IS DISTINCT FROM
+                                (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
+                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error)
+                           THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
+                                                   'run_at', n.run_at, 'max_attempts', n.max_attempts,
+                                                   'parameters', n.parameters, 'result', n.result,
+                                                   'timeout', n.timeout, 'approved_by', n.approved_by,
+                                                   'capability', n.capability, 'retry_delay', n.retry_delay,
+                                                   'error', n.error)
+                           ELSE '{}' END
+           END
+    FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+    WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
+       OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
+       OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
+           n.capability, n.retry_delay, n.error)
+          IS DISTINCT FROM
+          (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
+           o.capability, o.retry_delay, o.error);
+
+    IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
+        PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
+        FROM (SELECT n.session_id, n.status = 'completed' AS succeeded, array_agg(n.id ORDER BY n.id) AS ids
+              FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+              WHERE n.has_dependants AND n.completed_at IS NOT NULL AND n.status <> o.status
+              GROUP BY 1, 2) f;
+    END IF;
+    PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
+        (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
+         FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+         WHERE n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL LIMIT 1));
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_update();
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('task', 'id');
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.tasks
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE FUNCTION blackboard.history_late_results() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'task.result_refused', n.task_id,
+           jsonb_build_object('agent_id', n.agent_id, 'late_attempt', n.attempt, 'late_result_id', n.id)
+    FROM new_rows n;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.late_results REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_late_results();
+
+-- ------------------------------------------------------------------------------------------------ dependencies
+
+-- Where a task that nothing holds back any more goes next.
+CREATE FUNCTION blackboard.next_status(p_task blackboard.tasks) RETURNS text
+LANGUAGE sql STABLE
+AS $$
+    SELECT CASE
+        WHEN p_task.requires_approval AND p_task.approved_by IS NULL THEN 'awaiting_approval'
+        WHEN p_task.blockers > 0 THEN 'blocked'
+        WHEN p_task.run_at > blackboard.now() THEN 'scheduled'
+        WHEN p_task.assigned_to IS NOT NULL AND p_task.attempt = 0 THEN 'assigned'
+        ELSE 'pending'
+    END
+$$;
+
+-- Parents have finished: their edges are settled, children that nothing blocks any more become ready, children of a
+-- failed parent (edge policy 'fail') are cancelled, and so on down.
+CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_children uuid[];
+BEGIN
+    WITH settled AS (
+        UPDATE blackboard.task_dependencies d
+        SET state = CASE WHEN p_succeeded OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
+        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (p_parents) AND d.state = 'waiting'
+        RETURNING d.task_id)
+    SELECT array_agg(DISTINCT task_id ORDER BY task_id) INTO v_children FROM settled;
+    IF v_children IS NOT NULL THEN
+        PERFORM blackboard.refresh_blockers(p_session_id, v_children);
+    END IF;
+END
+$$;
+
+-- Locks the children in order of id, then counts afresh: two parents that finish at once are both seen.
+CREATE FUNCTION blackboard.refresh_blockers(p_session_id uuid, p_children uuid[]) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
+    ORDER BY t.id FOR UPDATE;
+    WITH counted AS (
+        SELECT t.id, count(*) FILTER (WHERE d.state = 'waiting')::integer AS waiting,
+               array_agg(d.depends_on_id) FILTER (WHERE d.state = 'failed') AS failed
+        FROM blackboard.tasks t
+        JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
+        WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
+        GROUP BY t.id
+    ), moved AS (
+        SELECT t.id, c.waiting, c.failed,
+               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held') THEN t.status
+                    WHEN c.failed IS NOT NULL THEN 'cancelled'
+                    WHEN t.status = 'blocked' AND c.waiting = 0 THEN
+                        CASE WHEN t.run_at > blackboard.now() THEN 'scheduled'
+                             WHEN t.assigned_to IS NOT NULL THEN 'assigned' ELSE 'pending' END
+                    ELSE t.status END AS status
+        FROM counted c JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = c.id
+    )
+    UPDATE blackboard.tasks t
+    SET blockers = m.waiting, status = m.status,
+        position = CASE WHEN m.status IN ('pending', 'assigned')
+                        THEN coalesce(t.position, nextval('blackboard.task_positions')) END,
+        completed_at = CASE WHEN m.status = 'cancelled' THEN blackboard.now() ELSE t.completed_at END,
+        error = CASE WHEN m.status = 'cancelled' AND t.status <> 'cancelled'
+                     THEN jsonb_build_object('code', 'dependency_failed',
+                                             'message', 'A task that this one depends on did not complete.',
+                                             'depends_on', to_jsonb(m.failed))
+                     ELSE t.error END
+    FROM moved m
+    WHERE t.session_id = p_session_id AND t.id = m.id AND (t.blockers, t.status) IS DISTINCT FROM (m.waiting, m.status);
+END
+$$;
+
+CREATE FUNCTION blackboard.check_dependencies() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_session uuid;
+    v_path uuid[];
+BEGIN
+    FOR v_session IN SELECT DISTINCT n.session_id FROM new_rows n ORDER BY 1 LOOP
+        -- Edges of one session are added one transaction at a time: two halves of a cycle must see each other.
+        PERFORM pg_advisory_xact_lock(hashtextextended('blackboard dependencies ' || v_session, 0));
+        -- The search starts at new edges only, and needs a task that both has dependants and depends.
+        WITH RECURSIVE walk AS (
+            SELECT n.task_id AS origin, n.depends_on_id AS at_id, ARRAY[n.task_id, n.depends_on_id] AS path
+            FROM new_rows n WHERE n.session_id = v_session
+            UNION ALL
+            SELECT w.origin, d.depends_on_id, w.path || d.depends_on_id
+            FROM walk w
+            JOIN blackboard.task_dependencies d ON d.session_id = v_session AND d.task_id = w.at_id
+            WHERE w.at_id <> w.origin AND NOT d.depends_on_id = ANY (w.path[2:])
+        ) CYCLE at_id SET seen USING visited
+        SELECT w.path INTO v_path FROM walk w WHERE w.at_id = w.origin LIMIT 1;
+        IF v_path IS NOT NULL THEN
+            PERFORM blackboard.raise('BB008', 'The dependencies form a cycle: ' || array_to_string(v_path, ' -> ')
+                                              || '. Leave one of these edges out.',
+                                     jsonb_build_object('field', 'depends_on', 'path', to_jsonb(v_path)));
+        END IF;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = v_session AND t.id IN (SELECT n.depends_on_id FROM new_rows n WHERE n.session_id = v_session)
+        ORDER BY t.id FOR UPDATE;
+        UPDATE blackboard.tasks t SET has_dependants = true
+        WHERE t.session_id = v_session AND NOT t.has_dependants
+          AND t.id IN (SELECT n.depends_on_id FROM new_rows n WHERE n.session_id = v_session);
+        UPDATE blackboard.task_dependencies d
+        SET state = CASE WHEN p.status = 'completed' OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
+        FROM new_rows n JOIN blackboard.tasks p ON p.session_id = n.session_id AND p.id = n.depends_on_id
+        WHERE n.session_id = v_session AND d.session_id = v_session AND d.task_id = n.task_id
+          AND d.depends_on_id = n.depends_on_id AND p.completed_at IS NOT NULL;
+        -- A task that was ready goes back to blocked, unless it runs already.
+        UPDATE blackboard.tasks t
+        SET status = 'blocked', blockers = w.waiting, position = NULL
+        FROM (SELECT d.task_id, count(*)::integer AS waiting FROM blackboard.task_dependencies d
+              WHERE d.session_id = v_session AND d.state = 'waiting'
+                AND d.task_id IN (SELECT n.task_id FROM new_rows n WHERE n.session_id = v_session)
+              GROUP BY d.task_id) w
+        WHERE t.session_id = v_session AND t.id = w.task_id AND t.status IN ('pending', 'assigned', 'scheduled');
+        PERFORM blackboard.refresh_blockers(
+            v_session, array(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.session_id = v_session));
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT n.session_id, 'task.dependency_added', n.task_id,
+               jsonb_build_object('depends_on', n.depends_on_id, 'on_failure', n.on_failure)
+        FROM new_rows n WHERE n.session_id = v_session;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.task_dependencies REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.check_dependencies();
+
+-- --------------------------------------------------------------------------------------------------------- add
+
+-- Adds many tasks; arrays run in parallel, p_options holds what is rare (NULL for a plain task):
+--   assigned_to, run_at, timeout, requires_approval, max_attempts, retry_delay, depends_on [ids or {id, on_failure}]
+-- Repeated ids with the same content are left alone. Visible after commit, in the order given.
+CREATE FUNCTION blackboard.add_tasks(
+    p_session_id uuid, p_ids uuid[], p_types text[], p_capabilities text[], p_priorities smallint[],
+    p_parameters jsonb[], p_options jsonb[], p_actor text
+) RETURNS integer
+LANGUAGE plpgsql
+SET blackboard.notify = 'off'
+AS $$
+DECLARE
+    v_added integer;
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    INSERT INTO blackboard.tasks (
+        session_id, id, type, capability, priority, parameters, assigned_to, run_at, timeout, requires_approval,
+        max_attempts, retry_delay, status, position, created_by)
+    SELECT p_session_id, u.id, u.type, u.capability, u.priority, u.parameters, u.options ->> 'assigned_to',
+           (u.options ->> 'run_at')::timestamptz, (u.options ->> 'timeout')::interval,
+           coalesce((u.options ->> 'requires_approval')::boolean, false),
+           coalesce((u.options ->> 'max_attempts')::integer, 5),
+           coalesce((u.options ->> 'retry_delay')::interval, interval '1 second'),
+           u.status,
+           CASE WHEN u.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+           blackboard.current_actor()
+    FROM (SELECT x.id, x.type, x.capability, x.priority, x.parameters, x.options,
+                 CASE WHEN x.options IS NULL THEN 'pending'
+                      WHEN (x.options ->> 'requires_approval')::boolean THEN 'awaiting_approval'
+                      WHEN (x.options ->> 'run_at')::timestamptz > blackboard.now() THEN 'scheduled'
+                      WHEN x.options ->> 'assigned_to' IS NOT NULL THEN 'assigned'
+                      ELSE 'pending' END AS status
+          FROM unnest(p_ids, p_types, p_capabilities, p_priorities, p_parameters, p_options)
+               WITH ORDINALITY AS x (id, type, capability, priority, parameters, options, n)
+          ORDER BY x.n) u
+    ON CONFLICT (session_id, id) DO NOTHING;
+    GET DIAGNOSTICS v_added = ROW_COUNT;
+    IF v_added < cardinality(p_ids) THEN
+        SELECT t.id INTO v_id
+        FROM unnest(p_ids, p_types, p_capabilities, p_parameters) x (id, type, capability, parameters)
+        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        WHERE (t.type, t.capability, t.parameters) IS DISTINCT FROM (x.type, x.capability, x.parameters)
+        LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB004', format('The task id %s was used before with other content; use a new id.', v_id),
+                                     jsonb_build_object('noun', 'task', 'id', v_id));
+        END IF;
+    END IF;
+    IF EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
+        SELECT (d.edge ->> 'id')::uuid INTO v_id
+        FROM unnest(p_ids, p_options) x (id, options),
+             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+        WHERE NOT EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.id = (d.edge ->> 'id')::uuid)
+        LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB001', format('There is no task %s in this session to depend on.', v_id),
+                                     jsonb_build_object('noun', 'task', 'id', v_id, 'field', 'depends_on'));
+        END IF;
+        INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id, on_failure)
+        SELECT p_session_id, x.id, (d.edge ->> 'id')::uuid, coalesce(d.edge ->> 'on_failure', 'fail')
+        FROM unnest(p_ids, p_options) x (id, options),
+             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+        ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN v_added;
+END
+$$;
+
+CREATE FUNCTION blackboard.add_task(
+    p_session_id uuid, p_id uuid, p_type text, p_capability text, p_priority smallint, p_parameters jsonb,
+    p_options jsonb, p_actor text
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM blackboard.add_tasks(p_session_id, ARRAY[p_id], ARRAY[p_type], ARRAY[p_capability], ARRAY[p_priority],
+                                 ARRAY[p_parameters], ARRAY[p_options], p_actor);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------------------------ leases
+
+-- At most once a second, by whoever comes by: lapses what expired and sweeps what lapsed, a bounded number at a time.
+-- A lapse is one terminal step. Nothing lapses within one term of the server's start, or of the end of a gap in which
+-- nobody looked (then nobody could renew either).
+CREATE FUNCTION blackboard.tend_leases(p_limit integer DEFAULT 200) RETURNS integer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_state blackboard.liveness;
+    v_grace timestamptz;
+    v_lapsed integer;
+    v_swept integer := 0;
+BEGIN
+    SELECT * INTO v_state FROM blackboard.liveness;
+    IF v_state.checked_at > v_now - interval '1 second' AND v_state.checked_at <= v_now AND NOT v_state.unswept THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_state FROM blackboard.liveness FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    v_grace := greatest(v_state.grace_from, pg_postmaster_start_time());
+    IF v_now - v_state.checked_at > interval '10 seconds' THEN
+        v_grace := v_now;
+    END IF;
+    UPDATE blackboard.leases SET lapsed_at = v_now
+    WHERE lapsed_at IS NULL AND swept_at IS NULL AND expires_at < v_now AND v_grace + term < v_now;
+    GET DIAGNOSTICS v_lapsed = ROW_COUNT;
+    v_swept := blackboard.sweep_leases(p_limit);
+    UPDATE blackboard.liveness
+    SET checked_at = v_now, grace_from = v_grace, unswept = v_swept >= p_limit;
+    RETURN v_swept;
+END
+$$;
+
+-- Takes back what lapsed leases hold. An owner who renewed meanwhile is safe: only lapsed leases are looked at, and a
+-- lapsed one cannot be renewed.
+CREATE FUNCTION blackboard.sweep_leases(p_limit integer) RETURNS integer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_swept integer;
+    v_late integer;
+BEGIN
+    WITH lapsed AS (
+        SELECT t.session_id, t.id
+        FROM blackboard.leases l
+        JOIN blackboard.tasks t ON t.lease_id = l.id
+        WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
+        ORDER BY t.session_id, t.id
+        LIMIT p_limit FOR UPDATE OF t SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
+                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts
+                        THEN nextval('blackboard.task_positions') END,
+        completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
+                            THEN blackboard.now() END,
+        lease_id = NULL, deadline_at = NULL, started_at = NULL,
+        error = jsonb_build_object('code', 'lease_lapsed', 'agent_id', t.assigned_to, 'attempt', t.attempt,
+                                   'message', 'The process that ran it went silent.')
+    FROM lapsed WHERE t.session_id = lapsed.session_id AND t.id = lapsed.id;
+    GET DIAGNOSTICS v_swept = ROW_COUNT;
+    -- Over its maximum run time: the attempt failed, whoever runs it.
+    WITH late AS (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.deadline_at < blackboard.now()
+        ORDER BY t.deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'scheduled' END,
+        position = NULL, lease_id = NULL, deadline_at = NULL, started_at = NULL,
+        completed_at = CASE WHEN t.attempt - t.released >= t.max_attempts THEN blackboard.now() END,
+        run_at = blackboard.now() + blackboard.backoff(t.retry_delay, t.attempt),
+        error = jsonb_build_object('code', 'timeout', 'agent_id', t.assigned_to, 'attempt', t.attempt,
+                                   'message', format('It ran longer than its timeout of %s.', t.timeout))
+    FROM late WHERE t.session_id = late.session_id AND t.id = late.id;
+    GET DIAGNOSTICS v_late = ROW_COUNT;
+    UPDATE blackboard.leases l SET swept_at = blackboard.now()
+    WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
+      AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = l.id);
+    RETURN v_swept + v_late;
+END
+$$;
+
+-- Full jitter around an exponential: half to one and a half times delay * 2^(attempt-1), at most an hour.
+CREATE FUNCTION blackboard.backoff(p_delay interval, p_attempt integer) RETURNS interval
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT least(p_delay * power(2, least(greatest(p_attempt, 1) - 1, 30)), interval '1 hour') * (0.5 + random())
+$$;
+
+-- Keeps a lease for one more term; returns how many tasks it holds, or NULL when it lapsed (which is final).
+CREATE FUNCTION blackboard.renew_lease(p_lease_id uuid) RETURNS integer
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    UPDATE blackboard.leases SET expires_at = blackboard.now() + term
+    WHERE id = p_lease_id AND lapsed_at IS NULL;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    PERFORM blackboard.tend_leases();
+    RETURN (SELECT count(*)::integer FROM blackboard.tasks t WHERE t.lease_id = p_lease_id);
+END
+$$;
+
+-- Gives everything back at once: a process that ends cleanly does not make others wait for its lease to lapse.
+CREATE FUNCTION blackboard.end_lease(p_lease_id uuid) RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    UPDATE blackboard.leases SET lapsed_at = blackboard.now() WHERE id = p_lease_id AND lapsed_at IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM blackboard.sweep_leases(1000);
+    RETURN true;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------------------------- claim
+
+-- Claims up to p_limit ready tasks for the agent: first those assigned to it, then by priority, then by position.
+-- Repeating the call with the same p_claim_id returns the same rows. Locks only what it returns.
+-- Must use tasks_assigned, tasks_ready and, for the repetition, tasks_leased, whatever the statistics say.
+CREATE FUNCTION blackboard.claim_tasks(
+    p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+SET blackboard.notify = 'off'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_sort = off
+AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_got integer;
+    v_below smallint := 11;
+    v_priority smallint;
+    v_capabilities text[] := p_capabilities || ''::text;
+    v_capability text;
+    v_now timestamptz := blackboard.now();
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.live_lease(p_lease_id);
+    PERFORM blackboard.tend_leases();
+    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(p_limit, 100));
+
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+        ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+    GET DIAGNOSTICS v_got = ROW_COUNT;
+    v_left := v_left - v_got;
+
+    WHILE v_left > 0 LOOP
+        -- The highest priority below the last one at which any of the capabilities has something ready.
+        SELECT max(h.priority) INTO v_priority
+        FROM unnest(v_capabilities) c (capability),
+             LATERAL (SELECT t.priority FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                        AND t.priority < v_below
+                      ORDER BY t.priority DESC LIMIT 1) h;
+        EXIT WHEN v_priority IS NULL;
+        FOREACH v_capability IN ARRAY v_capabilities LOOP
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.session_id, t.id FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending'
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+                deadline_at = v_now + t.timeout, progress = NULL
+            FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            RETURNING t.*;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            v_left := v_left - v_got;
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        v_below := v_priority;
+    END LOOP;
+END
+$$;
+
+-- Claims one task by id, if it is ready and either for anyone or for this agent; no row otherwise. Repeating the call
+-- with the same p_claim_id returns the row again.
+CREATE FUNCTION blackboard.claim_task(
+    p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid, p_claim_id uuid
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.status = 'running';
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.live_lease(p_lease_id);
+    PERFORM blackboard.tend_leases();
+    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = p_id
+          AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+END
+$$;
+
+-- Scheduled tasks whose time has come get ready, a bounded number at a time.
+CREATE FUNCTION blackboard.wake_scheduled(p_session_id uuid, p_now timestamptz, p_limit integer) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    WITH due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now
+        ORDER BY t.run_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
+        position = nextval('blackboard.task_positions')
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+END
+$$;
+
+-- --------------------------------------------------------------------------------------- verbs on a held task
+
+-- Completes many; returns only those that were refused because claim or attempt is not theirs any more, after keeping
+-- their results aside. Repeating a completion is no refusal. Dependants get ready in the same transaction.
+CREATE FUNCTION blackboard.complete_tasks(
+    p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_results jsonb[], p_agent_id text
+) RETURNS SETOF uuid
+LANGUAGE plpgsql
+SET blackboard.notify = 'off'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_done integer;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    UPDATE blackboard.tasks t
+    SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
+        error = NULL
+    FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
+    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.lease_id IS NOT NULL;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH refused AS (
+        SELECT x.id, x.claim_id, x.attempt, x.result
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        WHERE (t.status, t.claim_id, t.attempt) IS DISTINCT FROM ('completed', x.claim_id, x.attempt)
+    ), kept AS (
+        INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, result)
+        SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r
+        ON CONFLICT DO NOTHING)
+    SELECT r.id FROM refused r;
+END
+$$;
+
+-- The held task, locked; raises LeaseLost when claim or attempt is not the present one.
+CREATE FUNCTION blackboard.held_task(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer)
+RETURNS blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status <> 'running' OR v_task.claim_id IS DISTINCT FROM p_claim_id OR v_task.attempt <> p_attempt THEN
+        PERFORM blackboard.raise('BB006', format('Task %s is not yours any more (it is %s, attempt %s): drop this work.',
+                                                 p_id, v_task.status, v_task.attempt),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status,
+                                                    'attempt', v_task.attempt));
+    END IF;
+    RETURN v_task;
+END
+$$;
+
+-- Ends an attempt that failed: back with backoff (or p_delay) while attempts are left, else dead; failed at once
+-- without p_retry. Repeating it after the row moved on is answered with LeaseLost, whose caller may drop the work.
+CREATE FUNCTION blackboard.fail_task(
+    p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_error jsonb, p_retry boolean,
+    p_delay interval, p_agent_id text
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+    v_status text;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    SELECT * INTO v_task FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.attempt = p_attempt
+      AND t.status IN ('scheduled', 'failed', 'dead') AND t.error -> 'attempt' = to_jsonb(p_attempt);
+    IF FOUND THEN
+        RETURN NEXT v_task;
+        RETURN;
+    END IF;
+    v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    v_status := CASE WHEN NOT p_retry THEN 'failed'
+                     WHEN v_task.cancel_requested THEN 'cancelled'
+                     WHEN v_task.attempt - v_task.released >= v_task.max_attempts THEN 'dead'
+                     ELSE 'scheduled' END;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = v_status, lease_id = NULL, deadline_at = NULL,
+        error = p_error || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
+        run_at = CASE WHEN v_status = 'scheduled'
+                      THEN blackboard.now() + coalesce(p_delay, blackboard.backoff(t.retry_delay, t.attempt))
+                      ELSE t.run_at END,
+        completed_at = CASE WHEN v_status <> 'scheduled' THEN blackboard.now() END
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+-- Hands a task back as if it had not been claimed: the attempt does not count.
+CREATE FUNCTION blackboard.release_task(
+    p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_agent_id text
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested THEN nextval('blackboard.task_positions') END,
+        completed_at = CASE WHEN t.cancel_requested THEN blackboard.now() END,
+        lease_id = NULL, deadline_at = NULL, started_at = NULL, error = NULL, released = t.released + 1
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+-- Reports how far a held task is; the row returned tells whether it is to be cancelled.
+CREATE FUNCTION blackboard.progress_task(
+    p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_progress jsonb, p_agent_id text
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    RETURN QUERY UPDATE blackboard.tasks t SET progress = p_progress
+                 WHERE t.session_id = p_session_id AND t.id = p_id RETURNING t.*;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------- verbs on any open task
+
+-- Cancels: at once where nobody runs it, else by request to its holder. A final task is left as it is.
+CREATE FUNCTION blackboard.cancel_task(p_session_id uuid, p_id uuid, p_reason text, p_actor text)
+RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status = 'cancelled' OR v_task.cancel_requested THEN
+        RETURN NEXT v_task;
+    ELSIF v_task.completed_at IS NOT NULL AND v_task.status <> 'dead' THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s; it can no longer be cancelled.', p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    ELSIF v_task.status = 'running' THEN
+        RETURN QUERY UPDATE blackboard.tasks t SET cancel_requested = true
+                     WHERE t.session_id = p_session_id AND t.id = p_id RETURNING t.*;
+    ELSE
+        RETURN QUERY
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+            error = jsonb_build_object('code', 'cancelled', 'message', p_reason)
+        WHERE t.session_id = p_session_id AND t.id = p_id RETURNING t.*;
+    END IF;
+END
+$$;
+
+-- Decides a task that requires approval: it gets ready (or waits for the next thing that holds it), or is cancelled.
+CREATE FUNCTION blackboard.decide_task(
+    p_session_id uuid, p_id uuid, p_approved boolean, p_by text, p_reason text
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_by);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF p_approved AND v_task.approved_by = blackboard.current_actor() THEN
+        RETURN NEXT v_task;
+        RETURN;
+    END IF;
+    IF v_task.status <> 'awaiting_approval' THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s and waits for no approval.', p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    END IF;
+    v_task.approved_by := CASE WHEN p_approved THEN blackboard.current_actor() END;
+    v_task.status := CASE WHEN p_approved THEN blackboard.next_status(v_task) ELSE 'cancelled' END;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET approved_by = v_task.approved_by, status = v_task.status,
+        position = CASE WHEN v_task.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+        completed_at = CASE WHEN NOT p_approved THEN blackboard.now() END,
+        error = CASE WHEN NOT p_approved THEN jsonb_build_object('code', 'rejected', 'message', p_reason) END
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+-- Starts over what failed, is dead or was cancelled before it ran: attempts are counted anew.
+CREATE FUNCTION blackboard.redrive_task(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status NOT IN ('failed', 'dead') THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s; only failed and dead tasks can be redriven.',
+                                                 p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    END IF;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
+        released = t.attempt
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
