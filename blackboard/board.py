@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
-from .errors import SchemaMissing, SchemaOutdated
+from .errors import HistoryNotAdopted, SchemaMissing, SchemaOutdated
 from .ids import new_id
 from .models.agents import AgentRecord
 from .models.picture import Picture
@@ -42,6 +42,7 @@ from .work.heartbeat import Heartbeat
 
 __all__ = ["Agent", "Blackboard", "Session"]
 
+_T = TypeVar("_T")
 _LEASES = statements("leases")
 _SCHEMA = statements("schema")
 
@@ -80,6 +81,7 @@ class Blackboard:
         pool_size: int | None = None,
         lease_term: timedelta | None = None,
         migrate: bool | None = None,
+        adopt: bool = False,
     ) -> Opening:
         """The board in the database at ``url``; without one, in the embedded server, which is started or joined.
 
@@ -92,10 +94,13 @@ class Blackboard:
             pool_size: most connections held for statements.
             lease_term: how long a silent process keeps its work.
             migrate: bring the schema up to date first; by default only in the embedded server.
+            adopt: go on with a history that was restored from a dump of another cluster; cursors read there are
+                refused from then on. Only the owner of the schema may.
 
         Raises:
             ConfigurationError: a setting or the URL is wrong.
             EmbeddedServerError, EmbeddedServerUnavailable: the embedded server would not start.
+            HistoryNotAdopted: the database was restored from a dump of another cluster; see ``adopt``.
             SchemaMissing, SchemaOutdated, SchemaTooNew: the database's tables are not those of this version.
             ServerTooOld, ServerUnreachable, TooManyConnections: the server cannot serve us.
         """
@@ -109,6 +114,7 @@ class Blackboard:
                     lease_term=None if lease_term is None else lease_term.total_seconds(),
                 ),
                 migrate,
+                adopt,
             )
         )
 
@@ -123,6 +129,7 @@ class Blackboard:
     # [sync-only]     pool_size: int | None = None,
     # [sync-only]     lease_term: timedelta | None = None,
     # [sync-only]     migrate: bool | None = None,
+    # [sync-only]     adopt: bool = False,
     # [sync-only] ) -> Self:
     # [sync-only]     """The board in the database at ``url``; without one, in the embedded server, started or joined.
     # [sync-only]
@@ -136,19 +143,20 @@ class Blackboard:
     # [sync-only]         pool_size=pool_size,
     # [sync-only]         lease_term=None if lease_term is None else lease_term.total_seconds(),
     # [sync-only]     )
-    # [sync-only]     return cls._open(settings, migrate)
+    # [sync-only]     return cls._open(settings, migrate, adopt)
 
     @classmethod
-    async def _open(cls, settings: Settings, migrate: bool | None) -> Self:
+    async def _open(cls, settings: Settings, migrate: bool | None, adopt: bool) -> Self:
         if settings.url is None:
             server = EmbeddedServer(settings.data_dir, idle_timeout=timedelta(seconds=settings.idle_timeout))
-            url = (await asyncio.to_thread(server.start)).url
+            url = (await _apart(server.start)).url
             migrate = migrate is not False
         else:
             url = normalise_url(settings.url)
         executor = open_executor(url, pool_size=settings.pool_size)
         try:
             await _check_schema(url, executor, migrate=bool(migrate))
+            await _check_history(executor, adopt=adopt)
         except BaseException:
             await executor.close()
             raise
@@ -160,7 +168,7 @@ class Blackboard:
     async def close(self) -> None:
         """This process holds nothing here any more: its lease ends at once, its connections are closed."""
         await self._leases.end()
-        await asyncio.to_thread(self._listener.close)
+        await _apart(self._listener.close)
         await self._executor.close()
 
     async def __aenter__(self) -> Self:
@@ -318,9 +326,7 @@ class Session:
             vote_weight=vote_weight,
             lease_id=await self._scope.leases.current(),
         )
-        scope = replace(
-            self._scope, actor=record.id, agent_id=record.id, capabilities=tuple(record.capabilities)
-        )
+        scope = replace(self._scope, actor=record.id, agent_id=record.id, capabilities=tuple(record.capabilities))
         return Agent(scope, record, self)
 
     async def board(self, *, limit: int = 100) -> Picture:
@@ -442,12 +448,19 @@ class ProcessLease:
             self._heartbeat.start()
             return lease_id
 
+    async def forget(self, lease_id: UUID) -> None:
+        """The server said that this lease has lapsed: the next ``current`` starts a new one."""
+        held = self._heartbeat
+        if held is not None and held.lease_id == lease_id:
+            self._heartbeat = None
+            await _apart(held.stop)
+
     async def end(self) -> None:
         """What the lease holds goes back at once."""
         held, self._heartbeat = self._heartbeat, None
         if held is None or self._pid != os.getpid():
             return
-        await asyncio.to_thread(held.stop)
+        await _apart(held.stop)
         if not held.lost:
             await self._executor.fetch_one(_LEASES["end_lease"], id=held.lease_id)
 
@@ -463,10 +476,27 @@ async def _check_schema(url: str, executor: Executor, *, migrate: bool) -> None:
     except (SchemaMissing, SchemaOutdated):
         if not migrate:
             raise
-        await asyncio.to_thread(migrations.upgrade, url)
+        await _apart(migrations.upgrade, url)
+
+
+async def _check_history(executor: Executor, *, adopt: bool) -> None:
+    row = await executor.fetch_one(_SCHEMA["needs_adoption"])
+    if row is None or not row["needed"]:
+        return
+    if not adopt:
+        raise HistoryNotAdopted(
+            "This database was restored from a dump of another cluster, whose transaction ids were others; writing "
+            "to it now would hide events from their readers. Run `blackboard db adopt` once."
+        )
+    await executor.fetch_one(_SCHEMA["adopt"])
 
 
 # [async-only]
+async def _apart(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Runs what blocks in a thread, so that the event loop goes on."""
+    return await asyncio.to_thread(function, *arguments)
+
+
 class Opening:
     """A board that is about to open: await it, or enter it with ``async with``."""
 
@@ -490,3 +520,5 @@ class Opening:
 
 
 # [end]
+# [sync-only] def _apart(function: Callable[..., _T], *arguments: Any) -> _T:
+# [sync-only]     return function(*arguments)

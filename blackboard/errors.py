@@ -14,7 +14,8 @@
     │   └── SchemaError                 the board's tables are not as this version needs them
     │       ├── SchemaMissing           never migrated
     │       ├── SchemaOutdated          older than this package
-    │       └── SchemaTooNew            newer than this package
+    │       ├── SchemaTooNew            newer than this package
+    │       └── HistoryNotAdopted       restored from a dump of another cluster
     ├── InvalidInput                    a value was refused; names the field
     │   ├── PayloadTooLarge             over the size limit of its column
     │   └── CyclicDependency            carries the path
@@ -50,6 +51,7 @@ __all__ = [
     "CyclicDependency",
     "EmbeddedServerError",
     "EmbeddedServerUnavailable",
+    "HistoryNotAdopted",
     "IdempotencyConflict",
     "InvalidInput",
     "InvalidTransition",
@@ -186,6 +188,12 @@ class SchemaTooNew(SchemaError):
     """The database's blackboard is newer than this package: upgrade the package."""
 
     code = "schema_too_new"
+
+
+class HistoryNotAdopted(SchemaError):
+    """The database was restored from a dump of another cluster: run `blackboard db adopt`."""
+
+    code = "history_not_adopted"
 
 
 class InvalidInput(BlackboardError):
@@ -353,7 +361,456 @@ _STANDARD: dict[str, tuple[type[BlackboardError], str]] = {
 
 # Named constraints: what each one means to a caller, and the field it guards. Filled by the nouns below; a test
 # breaks every CHECK, key and exclusion constraint of the schema and expects its entry here.
-CONSTRAINTS: dict[str, tuple[type[BlackboardError], str, str]] = {}
+CONSTRAINTS: dict[str, tuple[type[BlackboardError], str, str]] = {
+    "agents_capabilities_few": (
+        InvalidInput,
+        "capabilities",
+        "An agent has at most 100 capabilities, none of them NULL.",
+    ),
+    "agents_capacity_range": (InvalidInput, "capacity", "capacity must be between 1 and 100000."),
+    "agents_expertise_weights": (InvalidInput, "expertise", "expertise maps categories to numbers between 0 and 1."),
+    "agents_id_form": (
+        InvalidInput,
+        "agent_id",
+        "An agent id has 1 to 100 characters and no white space, such as ops/deploy-validator.",
+    ),
+    "agents_pkey": (AlreadyExists, "agent_id", "An agent with this id is registered already."),
+    "agents_role_length": (InvalidInput, "role", "A role has 1 to 50 characters."),
+    "agents_trust_range": (InvalidInput, "trust", "trust must be between 0 and 1."),
+    "late_results_once": (AlreadyExists, "task_id", "This late result is kept already."),
+    "leases_term_range": (InvalidInput, "term", "A lease's term must be between 1 second and 30 days."),
+    "memberships_agent_id_fkey": (NotFound, "agent_id", "This agent is not registered; join the session first."),
+    "memberships_pkey": (AlreadyExists, "agent_id", "This agent is a member already."),
+    "memberships_role_length": (InvalidInput, "role", "A role has 1 to 50 characters."),
+    "memberships_session_id_fkey": (
+        NotFound,
+        "session_id",
+        "There is no such session; list them with `blackboard session list`.",
+    ),
+    "memberships_vote_weight_range": (InvalidInput, "vote_weight", "vote_weight must be between 0 and 1000000."),
+    "requests_key_length": (InvalidInput, "key", "An idempotency key has 1 to 200 characters."),
+    "sessions_closed_at_iff_closed": (
+        InvalidInput,
+        "closed_at",
+        "closed_at is set exactly when a session is closed; use close_session.",
+    ),
+    "sessions_context_size": (
+        PayloadTooLarge,
+        "context",
+        "context is over 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "sessions_goal_length": (InvalidInput, "goal", "A goal has at most 10000 characters; shorten it."),
+    "sessions_name_length": (InvalidInput, "name", "A session's name has 1 to 200 characters."),
+    "sessions_name_while_open": (
+        AlreadyExists,
+        "name",
+        "An open session has this name: join it, close it, or use another name.",
+    ),
+    "sessions_not_the_board": (InvalidInput, "id", "This id stands for the board itself; use another."),
+    "sessions_outcome_size": (
+        PayloadTooLarge,
+        "outcome",
+        "outcome is over 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "sessions_pkey": (AlreadyExists, "id", "A session with this id exists already."),
+    "sessions_status_known": (InvalidInput, "status", "A session is active, paused, completed or failed."),
+    "task_dependencies_depends_on_fkey": (
+        NotFound,
+        "depends_on",
+        "There is no such task in this session to depend on.",
+    ),
+    "task_dependencies_not_itself": (InvalidInput, "depends_on", "A task cannot depend on itself."),
+    "task_dependencies_on_failure_known": (InvalidInput, "on_failure", "on_failure must be fail or continue."),
+    "task_dependencies_pkey": (AlreadyExists, "depends_on", "This dependency exists already."),
+    "task_dependencies_state_known": (
+        InvalidInput,
+        "state",
+        "A dependency is waiting, satisfied or failed; leave it to the board.",
+    ),
+    "task_dependencies_task_fkey": (NotFound, "task_id", "There is no such task in this session."),
+    "tasks_assigned_to_length": (InvalidInput, "assigned_to", "An agent id has 1 to 100 characters."),
+    "tasks_assignee_when_assigned": (InvalidInput, "assigned_to", "An assigned task names whom it is assigned to."),
+    "tasks_attempt_range": (InvalidInput, "attempt", "attempt only grows, from 0."),
+    "tasks_blockers_iff_blocked": (
+        InvalidInput,
+        "blockers",
+        "A blocked task has dependencies that have not finished; add those instead.",
+    ),
+    "tasks_blockers_range": (InvalidInput, "blockers", "blockers is counted by the board."),
+    "tasks_capability_length": (InvalidInput, "capability", "A capability has at most 100 characters."),
+    "tasks_claimed_when_running": (
+        InvalidTransition,
+        "status",
+        "A task runs only when it was claimed; use claim_tasks or the view agent_tasks.",
+    ),
+    "tasks_completed_at_iff_final": (
+        InvalidInput,
+        "completed_at",
+        "completed_at is set exactly when a task has finished; use the verbs.",
+    ),
+    "tasks_deadline_only_running": (
+        InvalidInput,
+        "deadline_at",
+        "Only a running task has a deadline; give timeout instead.",
+    ),
+    "tasks_error_size": (PayloadTooLarge, "error", "error is over 1 MiB; shorten it."),
+    "tasks_lease_iff_running": (
+        InvalidTransition,
+        "status",
+        "A task is held under a lease exactly while it runs; use claim_tasks.",
+    ),
+    "tasks_max_attempts_range": (InvalidInput, "max_attempts", "max_attempts must be between 1 and 1000."),
+    "tasks_parameters_size": (
+        PayloadTooLarge,
+        "parameters",
+        "parameters is over 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "tasks_pkey": (AlreadyExists, "id", "A task with this id exists already."),
+    "tasks_position_iff_ready": (
+        InvalidInput,
+        "position",
+        "A task has a position exactly while it is ready; leave it to the board.",
+    ),
+    "tasks_priority_range": (InvalidInput, "priority", "priority must be between 0 and 10, higher first."),
+    "tasks_progress_size": (PayloadTooLarge, "progress", "progress is over 1 MiB; shorten it."),
+    "tasks_ready_is_approved": (InvalidTransition, "approved_by", "The task requires approval; approve it first."),
+    "tasks_result_size": (PayloadTooLarge, "result", "result is over 1 MiB; store it elsewhere and post a reference."),
+    "tasks_retry_delay_range": (InvalidInput, "retry_delay", "retry_delay must be between 0 and 30 days."),
+    "tasks_run_at_when_scheduled": (InvalidInput, "run_at", "A scheduled task names its time in run_at."),
+    "tasks_status_known": (InvalidInput, "status", "There is no such task status."),
+    "tasks_timeout_positive": (InvalidInput, "timeout", "timeout must be longer than 0."),
+    "tasks_type_length": (InvalidInput, "type", "A task's type has 1 to 50 characters."),
+    "actions_approval_iff_required": (
+        InvalidInput,
+        "approval",
+        "An approval is named exactly for an action that requires one: leave approval out, or requires_approval.",
+    ),
+    "actions_approval_known": (InvalidInput, "approval", "approval must be vote, human or both."),
+    "actions_approval_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "actions_approved_before_start": (
+        InvalidTransition,
+        "status",
+        "The action lacks an approval it requires; approve it first.",
+    ),
+    "actions_approved_by_length": (InvalidInput, "by", "An approver's name has 1 to 200 characters."),
+    "actions_approver_is_another": (
+        NotPermitted,
+        "by",
+        "Who proposed an action cannot approve it; somebody else must.",
+    ),
+    "actions_decided_at_iff_decided": (
+        InvalidInput,
+        "decided_at",
+        "decided_at is set exactly when an action is decided; leave it to the board.",
+    ),
+    "actions_error_length": (InvalidInput, "error", "An error has at most 10000 characters; shorten it."),
+    "actions_escalation_needs_human": (
+        InvalidInput,
+        "approval",
+        "What is escalated awaits a human: leave approval out, or use human or both.",
+    ),
+    "actions_executor_iff_started": (
+        InvalidTransition,
+        "executor",
+        "An action has executor, lease and token exactly from its start on; use start_action.",
+    ),
+    "actions_executor_member": (
+        InvalidInput,
+        "executor",
+        "The executor is not a member of this session; join it first.",
+    ),
+    "actions_finished_at_iff_finished": (
+        InvalidInput,
+        "finished_at",
+        "finished_at is set exactly when an action has ended; leave it to the board.",
+    ),
+    "actions_parameters_size": (
+        PayloadTooLarge,
+        "parameters",
+        "parameters is over 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "actions_pkey": (AlreadyExists, "id", "An action with this id exists already; use a new id."),
+    "actions_proposal_known": (NotFound, "proposal_id", "There is no such proposal in this session; open it first."),
+    "actions_proposer_member": (InvalidInput, "agent_id", "This agent is not a member of the session; join it first."),
+    "actions_rejected_by_length": (InvalidInput, "by", "The name of who rejects has 1 to 200 characters."),
+    "actions_result_size": (
+        PayloadTooLarge,
+        "result",
+        "result is over 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "actions_rollback_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "actions_rolled_back_by_length": (InvalidInput, "by", "The name of who rolls back has 1 to 200 characters."),
+    "actions_rolled_back_by_whom": (
+        InvalidInput,
+        "rolled_back_by",
+        "rolled_back_by is set exactly when an action is rolled back; use roll_back_action.",
+    ),
+    "actions_session_known": (NotFound, "session_id", "There is no such session; start it first."),
+    "actions_status_known": (InvalidInput, "status", "There is no such action status."),
+    "actions_target_length": (InvalidInput, "target", "target has at most 500 characters; shorten it."),
+    "actions_token_range": (InvalidInput, "token", "A token is not negative."),
+    "actions_type_known": (InvalidInput, "type", "type must be query, modify, notify or escalate."),
+    "actions_vote_needs_proposal": (
+        InvalidInput,
+        "approval",
+        "This approval needs a vote: name the proposal that decides.",
+    ),
+    "corroborations_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "corroborations_confidence_range": (InvalidInput, "confidence", "A confidence is a number between 0 and 1."),
+    "corroborations_evidence_items": (
+        InvalidInput,
+        "evidence",
+        "Evidence is a list of objects with a text `source` and optionally `query` and `result`.",
+    ),
+    "corroborations_evidence_size": (
+        PayloadTooLarge,
+        "evidence",
+        "Evidence has at most 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "corroborations_finding_known": (
+        NotFound,
+        "finding_id",
+        "There is no such finding in this session; list them first.",
+    ),
+    "corroborations_pkey": (AlreadyExists, "agent_id", "This agent has corroborated that finding already."),
+    "corroborations_report_once": (AlreadyExists, "report_id", "A report with this id was made already; use a new id."),
+    "finding_links_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "finding_links_finding_known": (
+        NotFound,
+        "finding_id",
+        "There is no such finding in this session; list them first.",
+    ),
+    "finding_links_kind_known": (InvalidInput, "kind", "A link's kind must be contradicts."),
+    "finding_links_not_itself": (InvalidInput, "other_id", "A finding cannot contradict itself; name another one."),
+    "finding_links_once": (AlreadyExists, "other_id", "That contradiction is on record already."),
+    "finding_links_other_known": (NotFound, "other_id", "There is no such finding in this session; list them first."),
+    "finding_links_pkey": (AlreadyExists, "id", "A link with this id exists already; use a new id."),
+    "finding_links_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "findings_active_once": (
+        AlreadyExists,
+        "content",
+        "The same thing stands on the board already; corroborate it with blackboard.report_finding().",
+    ),
+    "findings_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "findings_category_known": (InvalidInput, "category", "A category must be observation, hypothesis or conclusion."),
+    "findings_confidence_range": (InvalidInput, "confidence", "A confidence is a number between 0 and 1."),
+    "findings_content_size": (
+        PayloadTooLarge,
+        "content",
+        "Content has at most 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "findings_corroborations_range": (
+        InvalidInput,
+        "corroborations",
+        "Corroborations are counted by the board; leave them to it.",
+    ),
+    "findings_derived_from_few": (
+        InvalidInput,
+        "derived_from",
+        "A finding derives from at most 1000 others, none of them NULL; derive in steps.",
+    ),
+    "findings_evidence_items": (
+        InvalidInput,
+        "evidence",
+        "Evidence is a list of objects with a text `source` and optionally `query` and `result`.",
+    ),
+    "findings_evidence_size": (
+        PayloadTooLarge,
+        "evidence",
+        "Evidence has at most 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "findings_pkey": (AlreadyExists, "id", "A finding with this id exists already; use a new id."),
+    "findings_provenance_object": (InvalidInput, "provenance", "Provenance is a JSON object."),
+    "findings_provenance_size": (
+        PayloadTooLarge,
+        "provenance",
+        "Provenance has at most 1 MiB; store it elsewhere and post a reference.",
+    ),
+    "findings_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "findings_session_known": (
+        NotFound,
+        "session_id",
+        "There is no such session; list them with `blackboard session list`.",
+    ),
+    "findings_status_known": (InvalidInput, "status", "A finding's status must be active, superseded or retracted."),
+    "findings_superseded_by_another": (
+        InvalidInput,
+        "superseded_by",
+        "A finding is superseded by another one, not by itself.",
+    ),
+    "findings_superseded_by_iff_superseded": (
+        InvalidInput,
+        "superseded_by",
+        "superseded_by is set exactly when the status is superseded; use blackboard.supersede_finding().",
+    ),
+    "findings_superseded_by_known": (
+        NotFound,
+        "superseded_by",
+        "There is no such finding in this session; report the successor first.",
+    ),
+    "findings_tags_few": (
+        InvalidInput,
+        "tags",
+        "There are at most 100 tags with 10000 characters in all, none of them NULL.",
+    ),
+    "findings_trust_range": (InvalidInput, "trust", "Trust is a number between 0 and 1."),
+    "findings_type_length": (InvalidInput, "type", "A finding's type has 1 to 50 characters."),
+    "hypotheses_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "hypotheses_confidence_range": (
+        InvalidInput,
+        "confidence",
+        "A hypothesis's confidence is computed and stays between 0.01 and 0.99.",
+    ),
+    "hypotheses_pkey": (AlreadyExists, "id", "A hypothesis with this id exists already; use a new id."),
+    "hypotheses_prior_range": (InvalidInput, "confidence", "A confidence is a number between 0 and 1."),
+    "hypotheses_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "hypotheses_revision_range": (InvalidInput, "revision", "Revisions are counted by the board; leave them to it."),
+    "hypotheses_session_known": (
+        NotFound,
+        "session_id",
+        "There is no such session; list them with `blackboard session list`.",
+    ),
+    "hypotheses_statement_length": (
+        InvalidInput,
+        "statement",
+        "A statement has 1 to 2000 characters; put the rest into findings.",
+    ),
+    "hypotheses_status_known": (
+        InvalidInput,
+        "status",
+        "A hypothesis's status must be proposed, validated, refuted or withdrawn.",
+    ),
+    "hypotheses_validated_by_length": (
+        InvalidInput,
+        "validated_by",
+        "Who gives the verdict has a name of 1 to 100 characters.",
+    ),
+    "hypotheses_verdict_evidence_few": (
+        InvalidInput,
+        "evidence",
+        "A verdict rests on at most 1000 findings, none of them NULL.",
+    ),
+    "hypotheses_verdict_iff_decided": (
+        InvalidInput,
+        "validated_by",
+        "validated_by and validated_at are set exactly with a verdict; use blackboard.validate_hypothesis().",
+    ),
+    "hypotheses_verdict_needs_evidence": (
+        InvalidInput,
+        "evidence",
+        "A verdict, and nothing else, needs evidence: name at least one active finding.",
+    ),
+    "hypothesis_assessments_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "hypothesis_assessments_confidence_range": (
+        InvalidInput,
+        "confidence",
+        "A confidence is a number between 0 and 1.",
+    ),
+    "hypothesis_assessments_hypothesis_known": (
+        NotFound,
+        "hypothesis_id",
+        "There is no such hypothesis in this session; list them first.",
+    ),
+    "hypothesis_assessments_pkey": (
+        AlreadyExists,
+        "agent_id",
+        "This agent has assessed that hypothesis already; update its row.",
+    ),
+    "hypothesis_assessments_reason_length": (
+        InvalidInput,
+        "reason",
+        "A reason has at most 4000 characters; shorten it.",
+    ),
+    "hypothesis_evidence_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "hypothesis_evidence_finding_known": (
+        NotFound,
+        "finding_id",
+        "There is no such finding in this session; list them first.",
+    ),
+    "hypothesis_evidence_hypothesis_known": (
+        NotFound,
+        "hypothesis_id",
+        "There is no such hypothesis in this session; list them first.",
+    ),
+    "hypothesis_evidence_live_once": (
+        AlreadyExists,
+        "finding_id",
+        "This finding is evidence for that hypothesis already; retract it first.",
+    ),
+    "hypothesis_evidence_pkey": (AlreadyExists, "id", "Evidence with this id exists already; use a new id."),
+    "hypothesis_evidence_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "hypothesis_evidence_weight_range": (InvalidInput, "weight", "A weight is a number above 0 and up to 1."),
+    "lock_waiters_agent_member": (
+        InvalidInput,
+        "agent_id",
+        "This agent is not a member of the session; join it first.",
+    ),
+    "lock_waiters_lock_known": (NotFound, "lock_id", "There is no such lock; use acquire_lock."),
+    "lock_waiters_pkey": (AlreadyExists, "request_id", "This request waits already; use a new request_id."),
+    "lock_waiters_position_once": (Conflict, "position", "That place in the queue is taken; use acquire_lock."),
+    "locks_held_whole": (
+        InvalidInput,
+        "holder",
+        "A held lock has holder, request, token and acquired_at, a free one has none; use acquire_lock.",
+    ),
+    "locks_holder_has_an_end": (
+        InvalidInput,
+        "expires_at",
+        "Without a lease a lock needs an expires_at, or it could be held for ever.",
+    ),
+    "locks_holder_member": (InvalidInput, "holder", "The holder is not a member of this session; join it first."),
+    "locks_name_length": (InvalidInput, "name", "A lock's name has 1 to 300 characters."),
+    "locks_name_once": (AlreadyExists, "name", "There is a lock of that name already; acquire it."),
+    "locks_pkey": (AlreadyExists, "id", "A lock with this id exists already; use a new id."),
+    "locks_session_known": (NotFound, "session_id", "There is no such session; start it first."),
+    "locks_token_range": (InvalidInput, "token", "A token is not negative."),
+    "proposal_electors_pkey": (AlreadyExists, "agent_id", "This agent is in the electorate already."),
+    "proposal_electors_proposal_known": (
+        NotFound,
+        "proposal_id",
+        "There is no such proposal in this session; open it first.",
+    ),
+    "proposal_electors_weight_range": (InvalidInput, "weight", "An elector's weight is between 0 and 1000000."),
+    "proposals_at_deadline_known": (InvalidInput, "at_deadline", "at_deadline must be reject, tally or escalate."),
+    "proposals_body_size": (PayloadTooLarge, "body", "body is over 1 MiB; store it elsewhere and post a reference."),
+    "proposals_deadline_after_opening": (
+        InvalidInput,
+        "deadline",
+        "A deadline comes after the opening: give a positive duration, or none.",
+    ),
+    "proposals_decided_iff_closed": (
+        InvalidInput,
+        "decided_at",
+        "decided_at and result are set exactly when a proposal is closed; leave them to the board.",
+    ),
+    "proposals_min_turnout_range": (InvalidInput, "min_turnout", "min_turnout is a share between 0 and 1."),
+    "proposals_pkey": (AlreadyExists, "id", "A proposal with this id exists already; use a new id."),
+    "proposals_proposer_member": (
+        InvalidInput,
+        "agent_id",
+        "This agent is not a member of the session; join it first.",
+    ),
+    "proposals_rule_known": (InvalidInput, "rule", "rule must be majority, unanimous or threshold."),
+    "proposals_session_known": (NotFound, "session_id", "There is no such session; start it first."),
+    "proposals_status_known": (InvalidInput, "status", "There is no such proposal status."),
+    "proposals_threshold_iff_rule": (
+        InvalidInput,
+        "threshold",
+        "A threshold belongs to the rule threshold and to no other; leave it out or set the rule.",
+    ),
+    "proposals_threshold_range": (InvalidInput, "threshold", "threshold is a share above 0 and at most 1."),
+    "proposals_title_length": (InvalidInput, "title", "A title has 1 to 500 characters."),
+    "votes_choice_known": (InvalidInput, "choice", "A ballot says yes, no or abstain."),
+    "votes_confidence_range": (InvalidInput, "confidence", "confidence is between 0 and 1."),
+    "votes_elector_known": (
+        NotPermitted,
+        "agent_id",
+        "This agent is not in the electorate, which was fixed when the proposal was opened.",
+    ),
+    "votes_pkey": (AlreadyExists, "agent_id", "This agent has voted already; update its ballot."),
+    "votes_reason_length": (InvalidInput, "reason", "A reason has at most 4000 characters; shorten it."),
+    "votes_revision_range": (InvalidInput, "revision", "A ballot's revisions count from 1; leave them to the board."),
+}
 
 
 def from_sqlstate(

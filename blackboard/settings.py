@@ -1,4 +1,4 @@
-"""Settings: arguments first, then ``BLACKBOARD_…`` variables, then ``blackboard.toml`` here, then the user's own file."""
+"""Settings: arguments first, then ``BLACKBOARD_…`` variables, then ``blackboard.toml``, here or in the user's config."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def transform(text: str, source: str, twins: frozenset[str]) -> str:
     text = _apply_directives(text, source)
     text = _rewrite_tokens(_rewrite_imports(text, source, twins), source)
     try:
-        ast.parse(text)
+        compile(text, source, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise Unsupported(f"{source}: the twin is no Python ({error}); is there an await in an f-string?") from error
     return text

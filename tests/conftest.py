@@ -1,7 +1,7 @@
 """One migrated database per worker on a real PostgreSQL, emptied between tests; no test sees another's rows.
 
 ``BLACKBOARD_TEST_URL`` names a server to use (its role needs CREATEDB); otherwise a throw-away one is started from the
-embedded binaries. The database is cloned from a migrated template, and emptied by DELETE, so that commits and NOTIFY
+embedded binaries, or from those in ``BLACKBOARD_TEST_PG_BIN``. The database is cloned from a migrated template, and emptied by DELETE, so that commits and NOTIFY
 stay real. A test marked ``fresh_database`` gets a clone of its own.
 """
 
@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import asyncpg
@@ -22,6 +23,7 @@ import pytest
 
 # Nothing of the developer's own setup may reach the tests.
 TEST_URL = os.environ.pop("BLACKBOARD_TEST_URL", None)
+TEST_PG_BIN = os.environ.get("BLACKBOARD_TEST_PG_BIN")
 for _name in [name for name in os.environ if name.startswith(("BLACKBOARD_", "SWARM_")) and "_TEST_" not in name]:
     del os.environ[_name]
 os.environ.pop("AGENT_ID", None)
@@ -44,7 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if TEST_URL:
         url = normalise_url(TEST_URL)
     else:
-        server = stack.enter_context(temporary_server(settings={"max_prepared_transactions": "10"}))
+        server = stack.enter_context(
+            temporary_server(
+                settings={"max_prepared_transactions": "10"}, bin_dir=Path(TEST_PG_BIN) if TEST_PG_BIN else None
+            )
+        )
         url = server.url("postgres")
     config.stash[_URL] = url
     config.stash[_KEY] = stack
@@ -195,9 +201,7 @@ async def blocked(database_url: str) -> AsyncIterator[Callable[[int], Awaitable[
 
     async def wait(pid: int) -> None:
         await eventually(
-            lambda: watcher.fetchval(
-                "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'", pid
-            )
+            lambda: watcher.fetchval("SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event_type = 'Lock'", pid)
         )
 
     yield wait

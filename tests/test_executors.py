@@ -1,14 +1,15 @@
 """One suite for every executor that owns its connections: asyncpg, psycopg, and psycopg's blocking twin."""
 
+# ruff: noqa: F811 - fixtures are imported, and asked for by name
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import datetime as dt
-import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,133 +19,12 @@ import psycopg
 import pytest
 
 from blackboard import errors
-from blackboard.store import pool as pool_module
 from blackboard.store.asyncpg_executor import AsyncpgExecutor
-from blackboard.store.connections import open_executor
-from blackboard.store.psycopg_executor import PsycopgExecutor
-from blackboard.store.statements import Statement
-from blackboard.sync.store import pool as sync_pool_module
-from blackboard.sync.store.connections import open_executor as open_blocking
-from blackboard.sync.store.psycopg_executor import PsycopgExecutor as BlockingExecutor
 
+from .executorkit import INSERT, ONE, count, executor, kind, make, server, sql  # noqa: F401 - fixtures
 from .serverfixture import PrivateServer
 
 pytestmark = pytest.mark.lifecycle
-
-
-def sql(text: str, name: str = "test") -> Statement:
-    return Statement.from_text(name, text)
-
-
-ONE = sql("SELECT CAST(:x AS integer) AS x")
-SLEEP = sql("SELECT pg_sleep(CAST(:seconds AS double precision))")
-PID = sql("SELECT pg_backend_pid() AS pid")
-INSERT = sql("INSERT INTO things (id, name) VALUES (:id, CAST(:name AS text)) RETURNING id, name", "add_thing")
-COUNT = sql("SELECT count(*) AS n FROM things")
-
-
-class InThread:
-    """A blocking executor behind the asynchronous protocol; every call runs in a thread."""
-
-    def __init__(self, blocking: Any) -> None:
-        self.blocking = blocking
-
-    @property
-    def bound(self) -> bool:
-        return self.blocking.bound
-
-    async def fetch_all(self, statement: Statement, **params: Any) -> Any:
-        return await asyncio.to_thread(self.blocking.fetch_all, statement, **params)
-
-    async def fetch_one(self, statement: Statement, **params: Any) -> Any:
-        return await asyncio.to_thread(self.blocking.fetch_one, statement, **params)
-
-    async def execute(self, statement: Statement, **params: Any) -> None:
-        await asyncio.to_thread(self.blocking.execute, statement, **params)
-
-    @contextlib.asynccontextmanager
-    async def transaction(self, isolation: Any = None) -> AsyncIterator[InThread]:
-        block = self.blocking.transaction(isolation)
-        inner = InThread(await asyncio.to_thread(block.__enter__))
-        try:
-            yield inner
-        except BaseException as error:
-            if not await asyncio.to_thread(block.__exit__, type(error), error, error.__traceback__):
-                raise
-        else:
-            await asyncio.to_thread(block.__exit__, None, None, None)
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self.blocking.close)
-
-
-KINDS: dict[str, Callable[..., Any]] = {
-    "asyncpg": AsyncpgExecutor,
-    "psycopg": PsycopgExecutor,
-    "blocking": lambda *args, **kwargs: InThread(BlockingExecutor(*args, **kwargs)),
-}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivateServer]:
-    server = PrivateServer("max_connections=20", "deadlock_timeout=50ms")
-    try:
-        server.start()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute(
-                """
-                CREATE TABLE things (
-                    id uuid PRIMARY KEY, name text NOT NULL CHECK (name <> 'bad') UNIQUE,
-                    parent uuid REFERENCES things DEFERRABLE INITIALLY DEFERRED);
-                CREATE TABLE counters (id integer PRIMARY KEY, n integer NOT NULL);
-                CREATE FUNCTION fail(code text, said text, facts text) RETURNS void LANGUAGE plpgsql AS
-                $$ BEGIN RAISE EXCEPTION '%', said USING ERRCODE = code, DETAIL = facts, HINT = 'Do this.'; END $$
-                """
-            )
-        yield server
-    finally:
-        server.destroy()
-
-
-@pytest.fixture(params=list(KINDS))
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def make(kind: str, server: PrivateServer) -> AsyncIterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def build(url: str | None = None, **options: Any) -> Any:
-        made.append(KINDS[kind](url or server.url(), **options))
-        return made[-1]
-
-    yield build
-    for executor in made:
-        await executor.close()
-
-
-@pytest.fixture
-async def executor(make: Callable[..., Any]) -> Any:
-    executor = make()
-    await executor.execute(sql("TRUNCATE things, counters"))
-    return executor
-
-
-async def backends(server: PrivateServer, name: str = "blackboard") -> int:
-    def count() -> int:
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [name])
-            return row.fetchone()[0]  # type: ignore[index]
-
-    return await asyncio.to_thread(count)
-
-
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, "did not come true in time"
-        await asyncio.sleep(0.02)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -164,7 +44,7 @@ NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=dt.UTC)
         ("text", "ä ' \" % :x $1 \\ \n 😀"),
         ("text", ""),
         ("text", None),
-        ("uuid", uuid4()),
+        ("uuid", UUID(int=7)),
         ("timestamptz", NOW),
         ("date", NOW.date()),
         ("interval", dt.timedelta(days=400, hours=2, microseconds=1)),
@@ -242,7 +122,9 @@ async def raised(executor: Any, text: str, **params: Any) -> errors.BlackboardEr
     with pytest.raises(errors.BlackboardError) as caught:
         await executor.execute(sql(text), **params)
     assert caught.value.__cause__ is not None
-    assert isinstance(caught.value.__cause__, (asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error, ValueError))
+    assert isinstance(
+        caught.value.__cause__, (asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error, ValueError)
+    )
     return caught.value
 
 
@@ -289,7 +171,7 @@ async def test_column_is_the_field(executor: Any):
     assert error.details["field"] == "name"
 
 
-@pytest.mark.parametrize("value", ["x", object(), 2**80, "\ud800", {"a": 1}], ids=repr)
+@pytest.mark.parametrize("value", ["x", object(), 2**80, "\ud800", {"a": 1}], ids=lambda v: type(v).__name__)
 async def test_value_of_a_wrong_type_is_invalid_input(executor: Any, value: object):
     with pytest.raises(errors.InvalidInput):
         await executor.fetch_one(sql("SELECT CAST(:x AS integer) + 1 AS x"), x=value)
@@ -304,9 +186,9 @@ async def test_zero_byte_is_invalid_input(executor: Any):
 async def test_asyncpg_names_the_field_of_a_wrong_type(server: PrivateServer):
     executor = AsyncpgExecutor(server.url())
     with pytest.raises(errors.InvalidInput) as caught:
-        await executor.fetch_one(sql("SELECT CAST(:a AS text), CAST(:limit AS integer)"), a="x", limit="many")
-    assert caught.value.details["field"] == "limit"
+        await executor.fetch_one(sql("SELECT CAST(:a AS text) AS a, CAST(:limit AS integer)"), a="x", limit="many")
     await executor.close()
+    assert caught.value.details["field"] == "limit", caught.value
 
 
 # --- connecting ------------------------------------------------------------------------------------------------------
@@ -342,7 +224,7 @@ async def test_silent_server_is_unreachable_in_time(make: Callable[..., Any]):
         started = time.monotonic()
         with pytest.raises(errors.ServerUnreachable):
             await executor.fetch_one(ONE, x=1)
-        assert time.monotonic() - started < 8  # two tries
+        assert time.monotonic() - started < 5
 
 
 async def test_server_without_free_connections(make: Callable[..., Any], server: PrivateServer):
@@ -371,10 +253,6 @@ async def test_application_name_can_be_had_from_the_url(make: Callable[..., Any]
 
 
 # --- transactions ----------------------------------------------------------------------------------------------------
-
-
-async def count(executor: Any) -> int:
-    return (await executor.fetch_one(COUNT))["n"]
 
 
 async def test_block_commits_whole(executor: Any):
@@ -478,255 +356,3 @@ async def test_deadlock_is_transient_for_one_of_two(executor: Any):
 
     outcome = await asyncio.gather(take(1, 2), take(2, 1), return_exceptions=True)
     assert sorted(type(o).__name__ for o in outcome) == ["NoneType", "TransientError"]
-
-
-# --- the pool --------------------------------------------------------------------------------------------------------
-
-
-async def test_pool_holds_its_bound_under_load(make: Callable[..., Any], server: PrivateServer, kind: str):
-    executor = make(pool_size=3, application_name=f"bound_{kind}")
-    seen = sql("SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = :name")
-
-    async def work(i: int) -> int:
-        if i % 5 == 0:
-            async with executor.transaction() as tx:
-                return (await tx.fetch_one(seen, name=f"bound_{kind}"))["n"]
-        return (await executor.fetch_one(seen, name=f"bound_{kind}"))["n"]
-
-    assert max(await asyncio.gather(*(work(i) for i in range(120)))) == 3
-
-
-async def test_sequential_calls_share_one_connection(make: Callable[..., Any]):
-    executor = make()
-    assert len({(await executor.fetch_one(PID))["pid"] for _ in range(10)}) == 1
-
-
-async def test_idle_connections_go(
-    make: Callable[..., Any], server: PrivateServer, monkeypatch: pytest.MonkeyPatch, kind: str
-):
-    monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(sync_pool_module, "IDLE_SECONDS", 0.2)
-    name = f"idle_{kind}"
-    executor = make(application_name=name)
-    for _ in range(2):  # and come back when needed
-        await asyncio.gather(*(executor.execute(SLEEP, seconds=0.05) for _ in range(4)))
-        assert await backends(server, name) > 0
-
-        async def gone() -> bool:
-            return await backends(server, name) == 0
-
-        await until(gone)
-
-
-async def test_closed_executor_refuses(make: Callable[..., Any], server: PrivateServer, kind: str):
-    name = f"closed_{kind}"
-    executor = make(application_name=name)
-    await executor.fetch_one(ONE, x=1)
-    await executor.close()
-    await executor.close()
-    with pytest.raises(errors.ConfigurationError, match="closed"):
-        await executor.fetch_one(ONE, x=1)
-    with pytest.raises(errors.ConfigurationError, match="closed"):
-        async with executor.transaction():
-            pass
-
-    async def gone() -> bool:
-        return await backends(server, name) == 0
-
-    await until(gone)
-
-
-async def test_close_lets_running_calls_end(make: Callable[..., Any], server: PrivateServer, kind: str):
-    name = f"closing_{kind}"
-    executor = make(application_name=name)
-    await executor.fetch_one(ONE, x=1)
-    call = asyncio.create_task(executor.execute(SLEEP, seconds=0.3))
-    await asyncio.sleep(0.1)
-    await executor.close()
-    await call
-
-    async def gone() -> bool:
-        return await backends(server, name) == 0
-
-    await until(gone)
-
-
-async def test_unused_executor_closes(make: Callable[..., Any]):
-    await make().close()
-
-
-# --- cancellation ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cancellable(kind: str) -> None:
-    if kind == "blocking":
-        pytest.skip("a thread cannot be cancelled")
-
-
-@pytest.mark.usefixtures("cancellable")
-async def test_cancelled_call_leaves_the_pool_whole(make: Callable[..., Any], server: PrivateServer, kind: str):
-    name = f"cancel_{kind}"
-    executor = make(pool_size=2, application_name=name)
-    for _ in range(5):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await executor.execute(SLEEP, seconds=30)
-        assert (await executor.fetch_one(ONE, x=1))["x"] == 1
-    await asyncio.gather(*(executor.fetch_one(ONE, x=i) for i in range(20)))
-    assert await backends(server, name) <= 2
-
-
-@pytest.mark.usefixtures("cancellable")
-async def test_cancelled_transaction_is_rolled_back(executor: Any, make: Callable[..., Any]):
-    one = make(pool_size=1)
-    for _ in range(3):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05), one.transaction() as tx:
-                await tx.execute(INSERT, id=uuid4(), name="a")
-                await tx.execute(SLEEP, seconds=30)
-        assert await count(one) == 0
-
-
-@pytest.mark.usefixtures("cancellable")
-async def test_call_cancelled_while_it_queues_gives_up_its_place(make: Callable[..., Any]):
-    executor = make(pool_size=1)
-    async with executor.transaction():
-        for _ in range(5):
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.02):
-                    await executor.fetch_one(ONE, x=1)
-    assert (await executor.fetch_one(ONE, x=1))["x"] == 1
-
-
-@pytest.mark.usefixtures("cancellable")
-async def test_cancellation_at_any_moment(make: Callable[..., Any], server: PrivateServer, kind: str):
-    name = f"chaos_{kind}"
-    executor = make(pool_size=2, application_name=name)
-    await executor.fetch_one(ONE, x=0)
-
-    async def work(i: int) -> None:
-        async with executor.transaction() as tx:
-            assert (await tx.fetch_one(ONE, x=i))["x"] == i
-            async with tx.transaction() as inner:
-                await inner.execute(SLEEP, seconds=0.002)
-
-    for i in range(60):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(i * 0.0002):
-                await work(i)
-    for i in range(10):
-        assert (await executor.fetch_one(ONE, x=i))["x"] == i
-    assert await backends(server, name) <= 2
-
-
-@pytest.mark.usefixtures("cancellable")
-async def test_tasks_may_share_a_transaction(executor: Any):
-    async with executor.transaction() as tx:
-        rows = await asyncio.gather(*(tx.fetch_one(ONE, x=i) for i in range(10)))
-    assert [row["x"] for row in rows] == list(range(10))
-
-
-# --- lost connections ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
-async def test_restart_between_calls_is_not_noticed(
-    make: Callable[..., Any], server: PrivateServer, how: signal.Signals
-):
-    executor = make(pool_size=3)
-    await asyncio.gather(*(executor.execute(SLEEP, seconds=0.05) for _ in range(3)))
-    await asyncio.to_thread(server.stop, how)
-    await asyncio.to_thread(server.start)
-    assert (await executor.fetch_one(ONE, x=1))["x"] == 1
-    async with executor.transaction() as tx:
-        assert (await tx.fetch_one(ONE, x=2))["x"] == 2
-
-
-async def test_restart_before_a_transaction_is_not_noticed(make: Callable[..., Any], server: PrivateServer):
-    executor = make()
-    await executor.fetch_one(ONE, x=1)
-    await asyncio.to_thread(server.restart)
-    async with executor.transaction() as tx:
-        assert (await tx.fetch_one(ONE, x=2))["x"] == 2
-
-
-async def test_restart_inside_a_transaction_is_an_error(make: Callable[..., Any], server: PrivateServer):
-    executor = make()
-    with pytest.raises(errors.ServerUnreachable) as caught:
-        async with executor.transaction() as tx:
-            await tx.fetch_one(ONE, x=1)
-            await asyncio.to_thread(server.restart)
-            await tx.fetch_one(ONE, x=2)
-    assert caught.value.__cause__ is not None
-    assert (await executor.fetch_one(ONE, x=3))["x"] == 3
-
-
-KILL_ONCE = sql(
-    # Advisory locks go with the backend: the second try finds the marker row and lives.
-    "SELECT CASE WHEN n = 0 THEN pg_terminate_backend(pg_backend_pid()) END AS x FROM counters WHERE id = 1"
-)
-
-
-async def test_cut_call_is_repeated_once(executor: Any):
-    await executor.execute(sql("INSERT INTO counters VALUES (1, 0)"))
-    with pytest.raises(errors.ServerUnreachable):  # cut in both tries
-        await executor.fetch_one(KILL_ONCE)
-    first = asyncio.create_task(executor.fetch_one(KILL_ONCE))
-    await asyncio.sleep(0)
-    await executor.execute(sql("UPDATE counters SET n = 1"))
-    await asyncio.gather(first, return_exceptions=True)
-    assert (await executor.fetch_one(ONE, x=1))["x"] == 1
-
-
-async def test_stopped_server_is_unreachable_and_comes_back(make: Callable[..., Any], server: PrivateServer):
-    executor = make()
-    await executor.fetch_one(ONE, x=1)
-    await asyncio.to_thread(server.stop)
-    try:
-        with pytest.raises(errors.ServerUnreachable):
-            await executor.fetch_one(ONE, x=1)
-    finally:
-        await asyncio.to_thread(server.start)
-    assert (await executor.fetch_one(ONE, x=1))["x"] == 1
-
-
-async def test_changed_table_does_not_break_prepared_statements(executor: Any):
-    read = sql("SELECT * FROM counters")
-    for _ in range(10):
-        await executor.fetch_all(read)
-    await executor.execute(sql("ALTER TABLE counters ADD COLUMN IF NOT EXISTS extra text"))
-    try:
-        await executor.fetch_all(read)
-    finally:
-        await executor.execute(sql("ALTER TABLE counters DROP COLUMN extra"))
-
-
-# --- event loops and threads -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what the first loop left behind is the point
-def test_handle_outlives_its_event_loop(server: PrivateServer, kind: str):
-    executor = KINDS[kind](server.url())
-
-    async def ask() -> int:
-        return (await executor.fetch_one(ONE, x=1))["x"]
-
-    assert asyncio.run(ask()) == 1
-    assert asyncio.run(ask()) == 1
-
-    async def in_another_loop() -> None:
-        await ask()
-        with pytest.raises(errors.ConfigurationError, match="event loop"):
-            await asyncio.to_thread(asyncio.run, ask())
-        await executor.close()
-
-    asyncio.run(in_another_loop())
-
-
-async def test_factories_choose_the_driver(server: PrivateServer):
-    assert isinstance(open_executor(server.url()), AsyncpgExecutor)
-    assert isinstance(open_blocking(server.url()), BlockingExecutor)
-    with pytest.raises(errors.ConfigurationError):
-        open_executor("mysql://x")

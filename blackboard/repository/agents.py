@@ -51,7 +51,9 @@ class Agents(Repository):
             _SQL["join_session"],
             session_id=self._scope.session_id,
             agent_id=check_text(agent_id, "agent_id", 100, 1),
-            capabilities=None if capabilities is None else [check_text(c, "capabilities", 100, 1) for c in capabilities],
+            capabilities=None
+            if capabilities is None
+            else [check_text(c, "capabilities", 100, 1) for c in capabilities],
             expertise=None if expertise is None else dump_json(dict(expertise), "expertise"),
             capacity=capacity,
             role=None if role is None else check_text(role, "role", 50, 1),

@@ -17,12 +17,21 @@ __all__ = ["LeaseKeeper", "Repository", "Scope"]
 
 _T = TypeVar("_T")
 
+# [async-only]
+Check = Callable[[], Awaitable[_T | None]]
+# [end]
+# [sync-only] Check = Callable[[], _T | None]
+
 
 class LeaseKeeper(Protocol):
     """Knows the lease of this process."""
 
     async def current(self) -> UUID:
         """The lease that is held now; a new one is started when the last has lapsed."""
+        ...
+
+    async def forget(self, lease_id: UUID) -> None:
+        """The server said that this lease has lapsed: the next ``current`` starts a new one."""
         ...
 
 
@@ -73,8 +82,8 @@ class Repository:
     async def _until(
         self,
         verb: str,
-        nouns: Collection[str],
-        check: Callable[[], Awaitable[_T | None]],
+        nouns: Collection[str] | None,
+        check: Check[_T],
         timeout: timedelta | None,
     ) -> _T | None:
         """What ``check`` returned when it first was not None; None when the time was up.
@@ -97,4 +106,7 @@ class Repository:
                 left = None if ends is None else ends - time.monotonic()
                 if found is not None or (left is not None and left <= 0):
                     return found
+                # [async-only]
                 await hints.wait_async(left)
+                # [end]
+                # [sync-only] hints.wait(left)

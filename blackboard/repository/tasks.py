@@ -171,25 +171,29 @@ class Tasks(Repository):
 
     async def _claim_once(self, limit: int, capabilities: Sequence[str], claim_id: UUID) -> list[TaskRecord]:
         agent_id = self._agent_id
+        lease_id = await self._scope.leases.current()
         try:
-            rows = await self._claim_rows(agent_id, limit, capabilities, claim_id)
+            rows = await self._claim_rows(agent_id, limit, capabilities, lease_id, claim_id)
         except LeaseLost:
-            # Nothing was claimed: the process slept past its lease. The keeper starts a new one.
+            # Nothing was claimed: the process slept past its lease.
             if self._executor.bound:
                 raise
-            rows = await self._claim_rows(agent_id, limit, capabilities, claim_id)
+            await self._scope.leases.forget(lease_id)
+            lease_id = await self._scope.leases.current()
+            rows = await self._claim_rows(agent_id, limit, capabilities, lease_id, claim_id)
         if rows:
             self._hint("tasks")
-        # RETURNING has no order of its own.
-        return sorted((TaskRecord.from_row(row) for row in rows), key=lambda task: (-task.priority, task.id))
+        return [TaskRecord.from_row(row) for row in rows]
 
-    async def _claim_rows(self, agent_id: str, limit: int, capabilities: Sequence[str], claim_id: UUID) -> list[Any]:
+    async def _claim_rows(
+        self, agent_id: str, limit: int, capabilities: Sequence[str], lease_id: UUID, claim_id: UUID
+    ) -> list[Any]:
         return await self._executor.fetch_all(
             _SQL["claim_tasks"],
             session_id=self._scope.session_id,
             agent_id=agent_id,
             capabilities=list(capabilities),
-            lease_id=await self._scope.leases.current(),
+            lease_id=lease_id,
             claim_id=claim_id,
             limit=limit,
         )
@@ -355,9 +359,7 @@ class Tasks(Repository):
 
     async def get_many(self, task_ids: Iterable[UUID]) -> dict[UUID, TaskRecord]:
         """Those of the tasks that exist, by id."""
-        rows = await self._executor.fetch_all(
-            _SQL["get_tasks"], session_id=self._scope.session_id, ids=list(task_ids)
-        )
+        rows = await self._executor.fetch_all(_SQL["get_tasks"], session_id=self._scope.session_id, ids=list(task_ids))
         return {row["id"]: TaskRecord.from_row(row) for row in rows}
 
     async def list(

@@ -94,31 +94,32 @@ class AsyncpgExecutor(PoolExecutor):
 
     async def _open(self) -> AsyncpgConnectionExecutor:
         try:
-            connection = await self._connect()
+            cached = not self._pooled
+            connection = await self._connect(cached)
             try:
                 version = connection.get_server_version()
                 if version.major < MINIMUM_SERVER_VERSION:
                     raise too_old(f"{version.major}.{version.minor}")
                 if self._pooled is None:
                     self._pooled = await _is_pooled(connection)
-                    if self._pooled:
-                        # Its statement cache is on, which a pooler does not survive.
-                        await connection.close(timeout=_GOODBYE_SECONDS)
-                        connection = await self._connect()
+                if self._pooled and cached:
+                    # Found just now, here or in another call: no statement cache survives a pooler.
+                    await connection.close(timeout=_GOODBYE_SECONDS)
+                    connection = await self._connect(cached=False)
             except BaseException:
                 connection.terminate()
                 raise
         except (*ASYNCPG_ERRORS, ValueError) as error:
             raise from_asyncpg(error) from error
-        return AsyncpgConnectionExecutor(connection, bound=False, pooled=self._pooled)
+        return AsyncpgConnectionExecutor(connection, bound=False, pooled=bool(self._pooled))
 
-    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def _connect(self, cached: bool) -> asyncpg.Connection[asyncpg.Record]:
         named = has_option(self._url, "application_name")
         return await asyncpg.connect(
             asyncpg_url(self._url),
             timeout=self._connect_timeout,
             server_settings={} if named else {"application_name": self._application_name},
-            statement_cache_size=0 if self._pooled else 200,
+            statement_cache_size=200 if cached else 0,
         )
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "from_asyncpg",
     "from_driver",
     "from_psycopg",
+    "timed_out",
     "too_old",
 ]
 
@@ -68,9 +69,16 @@ def too_old(version: str) -> ServerTooOld:
     )
 
 
+def timed_out(error: BlackboardError) -> bool:
+    """Whether ``error`` stands for a server that did not answer at all in the time it had."""
+    return isinstance(error.__cause__, (TimeoutError, psycopg.errors.ConnectionTimeout))
+
+
 def from_asyncpg(error: BaseException, statement: Statement | None = None) -> BlackboardError:
     """The error of ours for one of ``ASYNCPG_ERRORS``."""
     if isinstance(error, asyncpg.PostgresError):
+        if "query argument $" in str(error):  # dressed as the server's, but asyncpg's own encoders raised it
+            return _wrong_value(error, statement)
         fields: Any = error
         return _answer(
             fields.sqlstate, str(fields.args[0]), fields.detail, fields.hint, fields.constraint_name, fields.column_name
@@ -118,7 +126,9 @@ def from_psycopg(error: BaseException, statement: Statement | None = None) -> Bl
         for pattern, sqlstate in _LOGIN_TEXTS:
             if pattern.search(text):
                 return from_sqlstate(sqlstate, text)
-        connecting = "connection failed" in text or isinstance(error, psycopg.errors.ConnectionTimeout)
+        if "connection is bad: invalid" in text:
+            return ConfigurationError(f"The database URL is wrong: {text}.")
+        connecting = text.startswith("connection ") or isinstance(error, psycopg.errors.ConnectionTimeout)
         return ServerUnreachable(f"{_UNREACHABLE if connecting else _CUT} ({text})")
     if isinstance(error, psycopg.InterfaceError):
         return ServerUnreachable(f"{_CUT} ({text})")

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ..errors import ConfigurationError, ServerUnreachable, TransientError
-from .driver_errors import closed
+from .driver_errors import closed, timed_out
 from .executor import ConnectionExecutor, Executor, Isolation, Row
 from .statements import Statement
 from .urls import normalise_url
@@ -150,6 +150,8 @@ class PoolExecutor:
         """Whether a second try makes sense; prepares it."""
         if self._closed or (isinstance(error, TransientError) and error.details.get("sqlstate") != "0A000"):
             return False
+        if timed_out(error):
+            return False  # the caller has waited as long as he said
         await asyncio.sleep(RETRY_SECONDS)
         # Whatever cut this connection cut the idle ones too.
         await self._close_idle(time.monotonic())

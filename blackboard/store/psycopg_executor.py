@@ -16,6 +16,8 @@ from .statements import Statement
 
 __all__ = ["PsycopgConnectionExecutor", "PsycopgExecutor"]
 
+_PREPARE_AFTER = 5
+
 
 class PsycopgConnectionExecutor(ConnectionExecutor):
     """Runs on one psycopg connection."""
@@ -73,7 +75,7 @@ class PsycopgExecutor(PoolExecutor):
             connection = await AsyncConnection.connect(
                 self._url,
                 autocommit=True,
-                prepare_threshold=None if self._pooled else 5,
+                prepare_threshold=None,
                 fallback_application_name=self._application_name,
                 connect_timeout=max(2, round(self._connect_timeout)),  # libpq knows whole seconds, and takes 1 for 2
             )
@@ -85,8 +87,9 @@ class PsycopgExecutor(PoolExecutor):
                 raise too_old(str(version))
             if self._pooled is None:
                 self._pooled = await _is_pooled(connection)
-                if self._pooled:
-                    connection.prepare_threshold = None
+            # Now, not when connecting: another call may have found the pooler in between.
+            if not self._pooled:
+                connection.prepare_threshold = _PREPARE_AFTER
         except BaseException:
             await connection.close()
             raise

@@ -1,5 +1,6 @@
 DROP FUNCTION blackboard.leave_session(uuid, text);
 DROP FUNCTION blackboard.join_session(uuid, text, text[], jsonb, integer, text, double precision, uuid);
+DROP VIEW blackboard.members;
 DROP TABLE blackboard.memberships;
 DROP FUNCTION blackboard.history_memberships_update();
 DROP FUNCTION blackboard.history_memberships_insert();

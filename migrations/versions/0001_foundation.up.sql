@@ -545,15 +545,21 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.memberships
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_update();
 
+-- The agents of a session, with what is known of them everywhere; present while their process holds a live lease.
+CREATE VIEW blackboard.members AS
+SELECT a.id, m.session_id, a.capabilities, a.expertise, a.capacity, m.role, a.trust, m.vote_weight, m.lease_id,
+       coalesce(l.lapsed_at IS NULL AND l.expires_at > blackboard.now(), false) AS present, m.joined_at, m.left_at
+FROM blackboard.memberships m
+JOIN blackboard.agents a ON a.id = m.agent_id
+LEFT JOIN blackboard.leases l ON l.id = m.lease_id;
+
 -- Registers the agent and makes it a member. Joining again changes only what is given, and presence.
 CREATE FUNCTION blackboard.join_session(
     p_session_id uuid, p_agent_id text, p_capabilities text[], p_expertise jsonb, p_capacity integer,
     p_role text, p_vote_weight double precision, p_lease_id uuid
-) RETURNS blackboard.memberships
+) RETURNS SETOF blackboard.members
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_member blackboard.memberships;
 BEGIN
     PERFORM blackboard.open_session(p_session_id);
     PERFORM blackboard.register_agent(p_agent_id, p_capabilities, p_expertise, p_capacity, p_role);
@@ -564,9 +570,8 @@ BEGIN
     VALUES (p_session_id, p_agent_id, coalesce(p_role, 'member'), coalesce(p_vote_weight, 1), p_lease_id)
     ON CONFLICT (session_id, agent_id) DO UPDATE
         SET role = coalesce(p_role, m.role), vote_weight = coalesce(p_vote_weight, m.vote_weight),
-            lease_id = coalesce(p_lease_id, m.lease_id), left_at = NULL
-    RETURNING * INTO v_member;
-    RETURN v_member;
+            lease_id = coalesce(p_lease_id, m.lease_id), left_at = NULL;
+    RETURN QUERY SELECT * FROM blackboard.members m WHERE m.session_id = p_session_id AND m.id = p_agent_id;
 END
 $$;
 

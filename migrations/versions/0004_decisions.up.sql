@@ -70,11 +70,12 @@ CREATE TABLE blackboard.proposals (
     CONSTRAINT proposals_deadline_after_opening CHECK (deadline_at > created_at),
     CONSTRAINT proposals_decided_iff_closed CHECK (
         (status = 'open') = (decided_at IS NULL) AND (status = 'open') = (result IS NULL))
-);
+) WITH (fillfactor = 70);
 CREATE INDEX proposals_newest ON blackboard.proposals (session_id, created_at DESC, id);
 CREATE INDEX proposals_open ON blackboard.proposals (session_id, created_at DESC, id) WHERE status = 'open';
 CREATE INDEX proposals_due ON blackboard.proposals (session_id, deadline_at) WHERE status = 'open';
-COMMENT ON COLUMN blackboard.proposals.electorate IS 'The electors that were named at opening; NULL: every member then.';
+COMMENT ON COLUMN blackboard.proposals.electorate IS
+    'The electors that were named at opening; NULL: every member then.';
 COMMENT ON COLUMN blackboard.proposals.ballots IS
     'Grows with every ballot, so that two last ballots collide under REPEATABLE READ instead of leaving it open.';
 
@@ -87,7 +88,8 @@ CREATE TABLE blackboard.proposal_electors (
     CONSTRAINT proposal_electors_proposal_known FOREIGN KEY (session_id, proposal_id)
         REFERENCES blackboard.proposals (session_id, id) ON DELETE CASCADE
 );
-COMMENT ON TABLE blackboard.proposal_electors IS 'Who may vote, fixed at opening; written by the proposal''s own trigger.';
+COMMENT ON TABLE blackboard.proposal_electors IS
+    'Who may vote, fixed at opening; written by the proposal''s own trigger.';
 
 CREATE TABLE blackboard.votes (
     session_id uuid NOT NULL,
@@ -286,13 +288,16 @@ DECLARE
     v_due boolean := OLD.deadline_at <= blackboard.now();
     v_reason text;
 BEGIN
-    IF to_jsonb(NEW) - '{status,decided_at,result,ballots}'::text[]
-       IS DISTINCT FROM to_jsonb(OLD) - '{status,decided_at,result,ballots}'::text[] THEN
+    IF (NEW.session_id, NEW.id, NEW.agent_id, NEW.title, NEW.body, NEW.rule, NEW.threshold, NEW.weighted,
+        NEW.min_turnout, NEW.electorate, NEW.deadline_at, NEW.at_deadline, NEW.created_at)
+       IS DISTINCT FROM
+       (OLD.session_id, OLD.id, OLD.agent_id, OLD.title, OLD.body, OLD.rule, OLD.threshold, OLD.weighted,
+        OLD.min_turnout, OLD.electorate, OLD.deadline_at, OLD.at_deadline, OLD.created_at) THEN
         PERFORM blackboard.raise('BB005', 'What is put to the vote cannot be changed; withdraw it and open another.',
                                  jsonb_build_object('noun', 'proposal', 'id', OLD.id));
     END IF;
     IF OLD.status <> 'open' THEN
-        IF to_jsonb(NEW) IS DISTINCT FROM to_jsonb(OLD) THEN
+        IF NEW IS DISTINCT FROM OLD THEN
             PERFORM blackboard.raise('BB003', format('The proposal is %s already; open another.', OLD.status),
                                      jsonb_build_object('noun', 'proposal', 'id', OLD.id, 'status', OLD.status));
         END IF;
@@ -305,7 +310,8 @@ BEGIN
     v_tally := blackboard.tally(OLD.session_id, OLD.id);
     v_reason := CASE
         WHEN NEW.status = 'withdrawn' THEN 'withdrawn'
-        WHEN NEW.status = 'expired' THEN CASE WHEN v_due AND OLD.at_deadline = 'escalate' THEN 'escalated' ELSE 'closed' END
+        WHEN NEW.status = 'expired' THEN
+            CASE WHEN v_due AND OLD.at_deadline = 'escalate' THEN 'escalated' ELSE 'closed' END
         WHEN NEW.status = v_tally.outcome AND v_tally.certain THEN 'ballots'
         WHEN NEW.status = v_tally.outcome AND v_due AND OLD.at_deadline = 'tally' THEN
             CASE WHEN v_tally.turnout < OLD.min_turnout THEN 'turnout' ELSE 'deadline' END
@@ -313,7 +319,8 @@ BEGIN
     END;
     IF v_reason IS NULL THEN
         PERFORM blackboard.raise('BB003',
-            format('The ballots do not make this proposal %s; vote, withdraw it, or wait for its deadline.', NEW.status),
+            format('The ballots do not make this proposal %s; vote, withdraw it, or wait for its deadline.',
+                   NEW.status),
             jsonb_build_object('noun', 'proposal', 'id', OLD.id, 'status', OLD.status));
     END IF;
     NEW.decided_at := blackboard.now();
@@ -347,7 +354,8 @@ BEGIN
     LOOP
         INSERT INTO blackboard.events (session_id, type, subject_id, data)
         VALUES (v_closed.session_id,
-                'proposal.' || CASE WHEN v_closed.result ->> 'reason' = 'escalated' THEN 'escalated' ELSE v_closed.status END,
+                'proposal.' || CASE WHEN v_closed.result ->> 'reason' = 'escalated' THEN 'escalated'
+                                    ELSE v_closed.status END,
                 v_closed.id,
                 v_closed.result || jsonb_build_object('status', v_closed.status, 'decided_at', v_closed.decided_at,
                                                       'result', v_closed.result));
@@ -371,7 +379,8 @@ AS $$
 BEGIN
     -- Depth 1 is a statement of somebody's own; deeper is the trigger of the proposal that is being opened or deleted.
     IF pg_trigger_depth() = 1 THEN
-        PERFORM blackboard.raise('BB005', 'The electorate is fixed when a proposal is opened; withdraw it and open another.',
+        PERFORM blackboard.raise('BB005',
+                                 'The electorate is fixed when a proposal is opened; withdraw it and open another.',
                                  jsonb_build_object('noun', 'proposal'));
     END IF;
     RETURN NULL;
@@ -404,7 +413,8 @@ BEGIN
             PERFORM blackboard.raise('BB001', format('There is no proposal %s in this session.', NEW.proposal_id),
                                      jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id));
         END IF;
-        PERFORM blackboard.raise('BB003', format('The proposal is %s already and takes no more ballots.', v_proposal.status),
+        PERFORM blackboard.raise('BB003', format('The proposal is %s already and takes no more ballots.',
+                                                 v_proposal.status),
                                  jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id,
                                                     'status', v_proposal.status));
     END IF;
@@ -502,8 +512,9 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.votes
 
 -- Applies the deadlines that have passed, at most p_limit of them; returns how many. Locks the due proposals, passing
 -- over those that somebody else is just deciding. Nothing happens on a standby or in a read-only transaction.
+-- SECURITY DEFINER, because those who may only read apply deadlines too, and can change nothing else by it.
 CREATE FUNCTION blackboard.close_due_proposals(p_session_id uuid, p_limit integer DEFAULT 100) RETURNS integer
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_due record;
@@ -633,7 +644,8 @@ BEGIN
                                  jsonb_build_object('noun', 'proposal', 'id', p_proposal_id));
     END IF;
     IF v_proposal.agent_id <> p_agent_id THEN
-        PERFORM blackboard.raise('BB005', format('Only %s, who opened this proposal, may withdraw it.', v_proposal.agent_id),
+        PERFORM blackboard.raise('BB005', format('Only %s, who opened this proposal, may withdraw it.',
+                                                 v_proposal.agent_id),
                                  jsonb_build_object('noun', 'proposal', 'id', p_proposal_id,
                                                     'agent_id', v_proposal.agent_id));
     END IF;
@@ -793,12 +805,13 @@ CREATE FUNCTION blackboard.actions_guard() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_fixed text[] := '{session_id,id,agent_id,type,target,parameters,requires_approval,proposal_id,created_at}';
     v_proposal blackboard.proposals;
 BEGIN
-    PERFORM FROM jsonb_each(to_jsonb(NEW)) n
-    WHERE n.key = ANY (v_fixed) AND n.value IS DISTINCT FROM to_jsonb(OLD) -> n.key;
-    IF FOUND THEN
+    IF (NEW.session_id, NEW.id, NEW.agent_id, NEW.type, NEW.target, NEW.parameters, NEW.requires_approval,
+        NEW.proposal_id, NEW.created_at)
+       IS DISTINCT FROM
+       (OLD.session_id, OLD.id, OLD.agent_id, OLD.type, OLD.target, OLD.parameters, OLD.requires_approval,
+        OLD.proposal_id, OLD.created_at) THEN
         PERFORM blackboard.raise('BB005', 'What was proposed cannot be changed, or another thing than the approved one '
                                           'would run; propose another action.',
                                  jsonb_build_object('noun', 'action', 'id', OLD.id));
@@ -809,7 +822,8 @@ BEGIN
         IF (NEW.vote_accepted <> OLD.vote_accepted
             AND (OLD.vote_accepted OR v_proposal.status IS DISTINCT FROM 'accepted'))
            OR (NEW.approval IS DISTINCT FROM OLD.approval
-               AND (NEW.approval IS DISTINCT FROM 'human' OR v_proposal.result ->> 'reason' IS DISTINCT FROM 'escalated'))
+               AND (NEW.approval IS DISTINCT FROM 'human'
+                    OR v_proposal.result ->> 'reason' IS DISTINCT FROM 'escalated'))
         THEN
             PERFORM blackboard.raise('BB003', 'The vote on this action has not decided that.',
                                      jsonb_build_object('noun', 'action', 'id', OLD.id, 'status', OLD.status));
@@ -933,8 +947,8 @@ BEGIN
     IF p_vote THEN
         v_proposal_id := md5(p_id::text || ' vote')::uuid;
         IF p_proposal_id IS NOT NULL OR NOT p_requires_approval THEN
-            PERFORM blackboard.raise('BB002', 'A vote is opened for an action that requires approval and names no other '
-                                              'proposal.', jsonb_build_object('field', 'vote'));
+            PERFORM blackboard.raise('BB002', 'A vote is opened for an action that requires approval and names no '
+                                              'other proposal.', jsonb_build_object('field', 'vote'));
         END IF;
     ELSIF p_approval IN ('vote', 'both') AND p_proposal_id IS NULL THEN
         PERFORM blackboard.raise('BB002', 'This approval needs a vote: pass vote, or the id of a proposal.',
@@ -1004,7 +1018,8 @@ BEGIN
     PERFORM blackboard.act_as(p_by);
     v_action := blackboard.lock_action(p_session_id, p_id);
     IF v_action.agent_id IN (p_by, p_actor) THEN
-        PERFORM blackboard.raise('BB005', format('%s proposed this action; somebody else must approve it.', v_action.agent_id),
+        PERFORM blackboard.raise('BB005', format('%s proposed this action; somebody else must approve it.',
+                                                 v_action.agent_id),
                                  jsonb_build_object('noun', 'action', 'id', p_id, 'agent_id', v_action.agent_id));
     END IF;
     IF v_action.approved_by = p_by THEN
@@ -1295,7 +1310,7 @@ BEGIN
     SELECT n.session_id,
            CASE
                WHEN n.name <> o.name OR n.token < o.token THEN NULL
-               WHEN o.holder IS NULL AND n.token > o.token THEN 'lock.acquired'
+               WHEN o.holder IS NULL AND n.holder IS NOT NULL AND n.token > o.token THEN 'lock.acquired'
                WHEN n.holder IS NULL AND n.token = o.token THEN
                    CASE WHEN o.expires_at <= blackboard.now()
                              OR (o.lease_id IS NOT NULL AND blackboard.lease_lapsed(o.lease_id))
@@ -1312,8 +1327,8 @@ BEGIN
     END IF;
     RETURN NULL;
 EXCEPTION WHEN not_null_violation THEN
-    PERFORM blackboard.raise('BB003', 'A held lock is released before another can have it, every grant raises its token, '
-                                      'and its name stays.', jsonb_build_object('noun', 'lock'));
+    PERFORM blackboard.raise('BB003', 'A held lock is released before another can have it, every grant raises its '
+                                      'token, and its name stays.', jsonb_build_object('noun', 'lock'));
     RETURN NULL;
 END
 $$;
@@ -1389,7 +1404,8 @@ BEGIN
     PERFORM blackboard.live_lease(p_lease_id);
     IF p_ttl <= interval '0' OR p_wait < interval '0' THEN
         PERFORM blackboard.raise('BB002', 'A lock''s ttl must be positive, and its wait not negative.',
-                                 jsonb_build_object('field', CASE WHEN p_ttl <= interval '0' THEN 'ttl' ELSE 'wait' END));
+                                 jsonb_build_object('field',
+                                                    CASE WHEN p_ttl <= interval '0' THEN 'ttl' ELSE 'wait' END));
     END IF;
     LOOP
         SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
@@ -1397,13 +1413,18 @@ BEGIN
         INSERT INTO blackboard.locks (session_id, name) VALUES (p_session_id, p_name)
         ON CONFLICT ON CONSTRAINT locks_name_once DO NOTHING;
     END LOOP;
+    PERFORM FROM blackboard.lock_waiters
+    WHERE session_id = p_session_id AND id = p_request_id AND (lock_id <> v_lock.id OR agent_id <> p_agent_id);
+    IF FOUND OR (v_lock.request_id = p_request_id AND v_lock.holder <> p_agent_id) THEN
+        PERFORM blackboard.raise('BB004', 'This request is for another lock or of another agent; use a new request_id.',
+                                 jsonb_build_object('noun', 'lock', 'field', 'request_id', 'id', p_request_id));
+    END IF;
+    -- Who asks again is alive: a waiting request keeps its place and gets its new end.
+    UPDATE blackboard.lock_waiters
+    SET lease_id = p_lease_id, ttl = p_ttl, deadline_at = greatest(deadline_at, blackboard.now() + p_wait)
+    WHERE session_id = p_session_id AND id = p_request_id;
+    v_lock := blackboard.advance_lock(p_session_id, v_lock.id);
     IF v_lock.request_id IS DISTINCT FROM p_request_id THEN
-        PERFORM FROM blackboard.lock_waiters WHERE session_id = p_session_id AND id = p_request_id
-            AND (lock_id <> v_lock.id OR agent_id <> p_agent_id);
-        IF FOUND THEN
-            PERFORM blackboard.raise('BB004', 'This request is for another lock or of another agent; use a new request_id.',
-                                     jsonb_build_object('noun', 'lock', 'field', 'request_id', 'id', p_request_id));
-        END IF;
         -- At the tail; whoever is first gets the lock if it is free, which is this request if it is alone.
         INSERT INTO blackboard.lock_waiters (session_id, id, lock_id, agent_id, lease_id, position, ttl, deadline_at)
         VALUES (p_session_id, p_request_id, v_lock.id, p_agent_id, p_lease_id, v_lock.last_position + 1, p_ttl,
@@ -1412,12 +1433,9 @@ BEGIN
         IF FOUND THEN
             UPDATE blackboard.locks SET last_position = last_position + 1
             WHERE session_id = p_session_id AND id = v_lock.id;
+            v_lock := blackboard.advance_lock(p_session_id, v_lock.id);
         END IF;
-    ELSIF v_lock.holder <> p_agent_id THEN
-        PERFORM blackboard.raise('BB004', 'This request is of another agent; use a new request_id.',
-                                 jsonb_build_object('noun', 'lock', 'field', 'request_id', 'id', p_request_id));
     END IF;
-    v_lock := blackboard.advance_lock(p_session_id, v_lock.id);
     IF v_lock.request_id IS DISTINCT FROM p_request_id AND coalesce(p_wait, interval '0') = interval '0' THEN
         DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id AND id = p_request_id;
     END IF;
@@ -1437,8 +1455,8 @@ BEGIN
     IF NOT FOUND OR v_lock.holder IS NULL OR v_lock.token IS DISTINCT FROM p_token
        OR v_lock.holder IS DISTINCT FROM p_agent_id OR v_lock.expires_at <= blackboard.now()
        OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
-        PERFORM blackboard.raise('BB006', format('The lock %L is not yours under this token: it ran out or was released, '
-                                                 'and may be with somebody else. Stop what it protects; acquire it '
+        PERFORM blackboard.raise('BB006', format('The lock %L is not yours under this token: it ran out or was '
+                                                 'released, and may be with somebody else. Stop what it protects; acquire it '
                                                  'again.', p_name),
                                  jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
                                                     'holder', v_lock.holder));
@@ -1478,9 +1496,8 @@ DECLARE
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     PERFORM blackboard.commit_synchronously();
-    SELECT * INTO v_lock FROM blackboard.locks
-    WHERE session_id = p_session_id AND name = p_name AND released_token = p_token AND p_token > 0;
-    IF FOUND THEN
+    SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
+    IF v_lock.released_token = p_token AND p_token > 0 THEN
         RETURN v_lock;
     END IF;
     v_lock := blackboard.held_lock(p_session_id, p_name, p_agent_id, p_token);
@@ -1537,8 +1554,8 @@ BEGIN
     IF NOT FOUND OR v_lock.holder IS NULL OR v_lock.token IS DISTINCT FROM p_token
        OR v_lock.expires_at <= blackboard.now()
        OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
-        PERFORM blackboard.raise('BB006', format('The lock %L is not held under this token any more; nothing may be written '
-                                                 'under it. Acquire it again.', p_name),
+        PERFORM blackboard.raise('BB006', format('The lock %L is not held under this token any more; nothing may be '
+                                                 'written under it. Acquire it again.', p_name),
                                  jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
                                                     'holder', v_lock.holder));
     END IF;

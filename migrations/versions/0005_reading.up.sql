@@ -221,3 +221,256 @@ BEGIN
     RETURN v_offset;
 END
 $$;
+
+-- --------------------------------------------------------------------------------------------- closing a session
+
+-- Ends a session once. In the same transaction open tasks are cancelled (running ones are asked to stop, and their
+-- holders may still hand in), open proposals expire undecided, waiting actions are rejected, locks are released.
+-- Lock order: session, proposals, tasks by id, locks.
+CREATE FUNCTION blackboard.close_session(p_session_id uuid, p_status text, p_outcome jsonb, p_actor text)
+RETURNS blackboard.sessions
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_session blackboard.sessions;
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    IF p_status NOT IN ('completed', 'failed') THEN
+        PERFORM blackboard.raise('BB002', 'A session is closed as completed or failed.', '{"field": "status"}');
+    END IF;
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id FOR UPDATE;
+    IF v_session.status = p_status AND v_session.outcome IS NOT DISTINCT FROM p_outcome THEN
+        RETURN v_session;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+
+    UPDATE blackboard.proposals SET status = 'expired' WHERE session_id = p_session_id AND status = 'open';
+    UPDATE blackboard.actions
+    SET status = 'rejected', rejected_by = blackboard.current_actor(), approval_reason = 'The session was closed.',
+        decided_at = blackboard.now()
+    WHERE session_id = p_session_id AND status IN ('proposed', 'awaiting_approval');
+    PERFORM 1 FROM blackboard.tasks
+    WHERE session_id = p_session_id AND completed_at IS NULL ORDER BY id FOR UPDATE;
+    UPDATE blackboard.tasks
+    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+        error = jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
+    WHERE session_id = p_session_id AND completed_at IS NULL AND status <> 'running';
+    UPDATE blackboard.tasks SET cancel_requested = true
+    WHERE session_id = p_session_id AND status = 'running' AND NOT cancel_requested;
+    DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id;
+    UPDATE blackboard.locks SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL
+    WHERE session_id = p_session_id AND holder IS NOT NULL;
+
+    UPDATE blackboard.sessions SET status = p_status, outcome = p_outcome, closed_at = blackboard.now()
+    WHERE id = p_session_id RETURNING * INTO v_session;
+    RETURN v_session;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------------- the seed's tables
+--
+-- With search_path = blackboard whoever knows only the three tables of the source document can use them as they were
+-- written there; what they do goes through the same verbs and leaves the same history.
+--   * agent_id needs no registration: an unknown one has trust and expertise 0.5, is no member, and votes nowhere.
+--   * status = 'running' claims the task for assigned_to (else for the database role) under a lease of 15 minutes
+--     that nobody renews; then it goes back. 'completed' and 'failed' end a task that was claimed this way, or that
+--     nobody runs; a task that an agent holds under a lease of its own is refused (LeaseLost).
+
+CREATE VIEW blackboard.agent_sessions AS
+SELECT s.id, s.created_at, s.context, s.status::character varying(50) AS status FROM blackboard.sessions s;
+ALTER VIEW blackboard.agent_sessions ALTER COLUMN id SET DEFAULT pg_catalog.gen_random_uuid();
+ALTER VIEW blackboard.agent_sessions ALTER COLUMN created_at SET DEFAULT blackboard.now();
+ALTER VIEW blackboard.agent_sessions ALTER COLUMN status SET DEFAULT 'active';
+
+CREATE FUNCTION blackboard.agent_sessions_write() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.sessions WHERE id = OLD.id;
+        RETURN OLD;
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO blackboard.sessions (id, name, context, status, created_at)
+        VALUES (NEW.id, 'session ' || NEW.id, NEW.context, NEW.status, NEW.created_at);
+        RETURN NEW;
+    END IF;
+    IF NEW.id <> OLD.id OR NEW.created_at <> OLD.created_at THEN
+        PERFORM blackboard.raise('BB002', 'id and created_at of a session do not change.', '{"field": "id"}');
+    END IF;
+    IF NEW.context IS DISTINCT FROM OLD.context THEN
+        UPDATE blackboard.sessions SET context = NEW.context WHERE id = OLD.id;
+    END IF;
+    IF NEW.status IS DISTINCT FROM OLD.status THEN
+        IF NEW.status IN ('completed', 'failed') AND OLD.status IN ('active', 'paused') THEN
+            PERFORM blackboard.close_session(OLD.id, NEW.status, NULL, NULL);
+        ELSIF OLD.status IN ('completed', 'failed') THEN
+            PERFORM blackboard.raise('BB003', 'A closed session cannot be opened again; start a new one.',
+                                     jsonb_build_object('noun', 'session', 'id', OLD.id, 'status', OLD.status));
+        ELSE
+            UPDATE blackboard.sessions SET status = NEW.status WHERE id = OLD.id;
+        END IF;
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON blackboard.agent_sessions
+    FOR EACH ROW EXECUTE FUNCTION blackboard.agent_sessions_write();
+
+CREATE VIEW blackboard.agent_tasks AS
+SELECT t.id, t.session_id, t.assigned_to::character varying(100) AS assigned_to,
+       t.type::character varying(50) AS task_type, t.parameters, t.status::character varying(50) AS status, t.result,
+       t.created_at, t.completed_at
+FROM blackboard.tasks t;
+ALTER VIEW blackboard.agent_tasks ALTER COLUMN id SET DEFAULT pg_catalog.gen_random_uuid();
+ALTER VIEW blackboard.agent_tasks ALTER COLUMN status SET DEFAULT 'pending';
+ALTER VIEW blackboard.agent_tasks ALTER COLUMN created_at SET DEFAULT blackboard.now();
+
+-- Claims for somebody who has no process of ours: under a fixed term, marked by its host.
+CREATE FUNCTION blackboard.claim_by_hand(p_session_id uuid, p_id uuid, p_agent_id text) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_lease uuid := gen_random_uuid();
+BEGIN
+    PERFORM blackboard.start_lease(v_lease, 'sql', pg_backend_pid(), interval '15 minutes');
+    RETURN QUERY SELECT * FROM blackboard.claim_task(p_session_id, p_id, p_agent_id, v_lease, gen_random_uuid());
+END
+$$;
+
+CREATE FUNCTION blackboard.agent_tasks_write() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task blackboard.tasks;
+    v_actor text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
+        RETURN OLD;
+    END IF;
+    v_actor := coalesce(NEW.assigned_to, blackboard.current_actor());
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.session_id IS NULL THEN
+            PERFORM blackboard.raise('BB002', 'A task belongs to a session: give its session_id.',
+                                     '{"field": "session_id"}');
+        END IF;
+        IF coalesce(NEW.status, '') NOT IN ('pending', 'assigned') THEN
+            PERFORM blackboard.raise('BB003', 'A task is not born running or finished: insert it as pending, then '
+                                              'update its status.', '{"noun": "task", "field": "status"}');
+        END IF;
+        INSERT INTO blackboard.tasks (session_id, id, type, parameters, assigned_to, status, created_at, position)
+        VALUES (NEW.session_id, NEW.id, NEW.task_type, coalesce(NEW.parameters, '{}'), NEW.assigned_to,
+                CASE WHEN NEW.assigned_to IS NOT NULL THEN 'assigned' ELSE NEW.status END,
+                NEW.created_at, nextval('blackboard.task_positions'))
+        RETURNING * INTO v_task;
+    ELSE
+        IF (NEW.id, NEW.session_id, NEW.task_type, NEW.created_at)
+           IS DISTINCT FROM (OLD.id, OLD.session_id, OLD.task_type, OLD.created_at) THEN
+            PERFORM blackboard.raise('BB002', 'id, session_id, task_type and created_at of a task do not change.',
+                                     '{"field": "id"}');
+        END IF;
+        SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id FOR UPDATE;
+        IF NEW.parameters IS DISTINCT FROM OLD.parameters THEN
+            UPDATE blackboard.tasks SET parameters = coalesce(NEW.parameters, '{}')
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        END IF;
+        IF NEW.status IN ('running', 'completed', 'failed') AND NEW.status <> OLD.status
+           AND v_task.status IN ('pending', 'assigned') THEN
+            IF NEW.assigned_to IS NOT NULL AND v_task.assigned_to IS DISTINCT FROM NEW.assigned_to THEN
+                UPDATE blackboard.tasks SET assigned_to = NEW.assigned_to
+                WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+            SELECT * INTO v_task FROM blackboard.claim_by_hand(OLD.session_id, OLD.id, v_actor);
+            IF v_task.id IS NULL THEN
+                PERFORM blackboard.raise('BB012', 'The task cannot be claimed now: somebody else has just taken it, '
+                                                  'or its session is paused.', '{"noun": "task"}');
+            END IF;
+        END IF;
+        IF NEW.status IN ('completed', 'failed') AND NEW.status <> OLD.status AND v_task.status = 'running' THEN
+            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
+            IF NOT FOUND THEN
+                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
+                                                         v_task.assigned_to),
+                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
+            END IF;
+            IF NEW.status = 'completed' THEN
+                PERFORM blackboard.complete_tasks(OLD.session_id, ARRAY[OLD.id], ARRAY[v_task.claim_id],
+                                                  ARRAY[v_task.attempt], ARRAY[NEW.result], v_actor);
+            ELSE
+                PERFORM blackboard.fail_task(OLD.session_id, OLD.id, v_task.claim_id, v_task.attempt,
+                                             jsonb_build_object('code', 'failed', 'message', '', 'result', NEW.result),
+                                             false, NULL, v_actor);
+            END IF;
+        ELSIF NEW.status = 'assigned' AND v_task.status = 'pending' THEN
+            UPDATE blackboard.tasks SET status = 'assigned', assigned_to = NEW.assigned_to
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        ELSIF NEW.status = 'pending' AND v_task.status = 'running' THEN
+            PERFORM blackboard.release_task(OLD.session_id, OLD.id, v_task.claim_id, v_task.attempt, v_actor);
+        ELSIF NEW.status = 'cancelled' AND NEW.status <> OLD.status THEN
+            PERFORM blackboard.cancel_task(OLD.session_id, OLD.id, '', NULL);
+        ELSIF NEW.status <> v_task.status THEN
+            PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
+                                     jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
+        ELSIF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to AND v_task.status IN ('pending', 'assigned') THEN
+            UPDATE blackboard.tasks
+            SET assigned_to = NEW.assigned_to,
+                status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        END IF;
+        SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
+    END IF;
+    NEW.status := v_task.status;
+    NEW.assigned_to := v_task.assigned_to;
+    NEW.parameters := v_task.parameters;
+    NEW.result := v_task.result;
+    NEW.created_at := v_task.created_at;
+    NEW.completed_at := v_task.completed_at;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON blackboard.agent_tasks
+    FOR EACH ROW EXECUTE FUNCTION blackboard.agent_tasks_write();
+
+CREATE VIEW blackboard.agent_findings AS
+SELECT f.id, f.session_id, f.agent_id::character varying(100) AS agent_id,
+       f.type::character varying(50) AS finding_type, f.content, f.confidence, f.created_at
+FROM blackboard.findings f;
+ALTER VIEW blackboard.agent_findings ALTER COLUMN id SET DEFAULT pg_catalog.gen_random_uuid();
+ALTER VIEW blackboard.agent_findings ALTER COLUMN created_at SET DEFAULT blackboard.now();
+
+CREATE FUNCTION blackboard.agent_findings_write() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_finding blackboard.findings;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.findings WHERE session_id = OLD.session_id AND id = OLD.id;
+        RETURN OLD;
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.session_id IS NULL THEN
+            PERFORM blackboard.raise('BB002', 'A finding belongs to a session: give its session_id.',
+                                     '{"field": "session_id"}');
+        END IF;
+        -- A duplicate becomes a corroboration: RETURNING then gives the row that was there.
+        v_finding := blackboard.report_finding(NEW.session_id, NEW.id, NEW.agent_id, NEW.finding_type, NEW.content,
+                                               'observation', NEW.confidence);
+        NEW.id := v_finding.id;
+        NEW.agent_id := v_finding.agent_id;
+        NEW.confidence := v_finding.confidence;
+        NEW.created_at := v_finding.created_at;
+        RETURN NEW;
+    END IF;
+    -- Which columns of a finding may change is the table's to say.
+    UPDATE blackboard.findings
+    SET id = NEW.id, session_id = NEW.session_id, agent_id = NEW.agent_id, type = NEW.finding_type,
+        content = NEW.content, confidence = NEW.confidence, created_at = NEW.created_at
+    WHERE session_id = OLD.session_id AND id = OLD.id;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER write INSTEAD OF INSERT OR UPDATE OR DELETE ON blackboard.agent_findings
+    FOR EACH ROW EXECUTE FUNCTION blackboard.agent_findings_write();

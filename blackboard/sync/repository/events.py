@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from ...errors import InvalidInput
@@ -64,6 +64,68 @@ class Events(Repository):
             more=row["more"],
         )
 
+    def follow(
+        self,
+        cursor: str | None = None,
+        *,
+        topics: Sequence[str] | None = None,
+        subject_id: UUID | str | None = None,
+        batch: int = 1000,
+    ) -> Iterator[EventPage]:
+        """Yields every page of events after ``cursor``, then each new one as it is committed, without end.
+
+        Store ``page.cursor`` together with what you did for the page: going on from it repeats and misses nothing.
+        With ``cursor`` None it begins with what happens from now on.
+
+        Raises:
+            CursorExpired, CursorFromAnotherHistory, InvalidInput: as ``read`` does.
+            WaitNotAllowed: this handle is bound to a caller's connection.
+        """
+        at = self.now() if cursor is None else cursor
+        while True:
+            page = self._next(at, topics, subject_id, batch, None)
+            at = page.cursor
+            yield page
+
+    def wait(
+        self,
+        cursor: str | None = None,
+        *,
+        topics: Sequence[str] | None = None,
+        subject_id: UUID | str | None = None,
+        timeout: timedelta | None = timedelta(seconds=30),
+        limit: int = 1000,
+    ) -> EventPage:
+        """The first events after ``cursor``, as soon as there are any; an empty page when the time is up.
+
+        Either way the page's cursor is the one to go on with. With ``cursor`` None only what happens from now on
+        counts.
+
+        Raises:
+            CursorExpired, CursorFromAnotherHistory, InvalidInput: as ``read`` does.
+            WaitNotAllowed: this handle is bound to a caller's connection.
+        """
+        at = self.now() if cursor is None else cursor
+        return self._next(at, topics, subject_id, limit, timeout)
+
+    def _next(
+        self,
+        cursor: str,
+        topics: Sequence[str] | None,
+        subject_id: UUID | str | None,
+        limit: int,
+        timeout: timedelta | None,
+    ) -> EventPage:
+        last = EventPage(events=(), cursor=cursor, more=False)
+
+        def check() -> EventPage | None:
+            nonlocal last
+            # From the last page on, also when nothing in it was asked for: no event is looked at twice.
+            last = self.read(last.cursor, topics=topics, subject_id=subject_id, limit=limit)
+            return last if last.events or last.more else None
+
+        return self._until("wait", _nouns(topics), check, timeout) or last
+
     def now(self) -> str:
         """A cursor at the present end: what commits from now on comes after it."""
         row = self._executor.fetch_one(_SQL["cursor_now"], session_id=self._scope.session_id)
@@ -89,3 +151,14 @@ class Events(Repository):
         row = self._executor.fetch_one(_SQL["prune_events"], session_id=self._scope.session_id, before=before)
         assert row is not None
         return row["pruned"]
+
+
+def _nouns(topics: Sequence[str] | None) -> Collection[str] | None:
+    """The nouns whose hints announce these topics; None is every noun."""
+    if topics is None:
+        return None
+    nouns = {topic.removeprefix("agent.").partition(".")[0] for topic in topics}
+    return None if nouns & {"*", "error", "agent"} else {_PLURALS.get(noun, f"{noun}s") for noun in nouns}
+
+
+_PLURALS = {"hypothesis": "hypotheses"}

@@ -3,14 +3,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from ...errors import InvalidInput, WaitNotAllowed
+from ...store.listener import Listener
 from ..store.executor import Executor
 
-__all__ = ["Repository", "Scope"]
+__all__ = ["LeaseKeeper", "Repository", "Scope"]
+
+_T = TypeVar("_T")
+
+Check = Callable[[], _T | None]
+
+
+class LeaseKeeper(Protocol):
+    """Knows the lease of this process."""
+
+    def current(self) -> UUID:
+        """The lease that is held now; a new one is started when the last has lapsed."""
+        ...
+
+    def forget(self, lease_id: UUID) -> None:
+        """The server said that this lease has lapsed: the next ``current`` starts a new one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,17 +41,19 @@ class Scope:
         executor: runs the statements.
         session_id: the session that every statement is about.
         actor: who acts, as history will show it; None leaves it to the database role.
+        leases: the lease of this process; claims, locks and presence are held under it.
+        listener: wakes those who wait, and sends the hints of the hot verbs.
         agent_id: set on an agent's handle; verbs that only an agent may use need it.
-        lease_id: the lease of this process; claims and locks are held under it.
-        hint: called as ``hint(session_id, noun)`` after a hot verb has committed, sends one coalesced NOTIFY.
+        capabilities: what the agent can do; the default of its claims.
     """
 
     executor: Executor
     session_id: UUID
     actor: str | None
-    agent_id: str | None
-    lease_id: UUID | None
-    hint: Callable[[UUID, str], None]
+    leases: LeaseKeeper
+    listener: Listener
+    agent_id: str | None = None
+    capabilities: tuple[str, ...] = ()
 
 
 class Repository:
@@ -49,18 +71,37 @@ class Repository:
             )
         return self._scope.agent_id
 
-    @property
-    def _lease_id(self) -> UUID:
-        if self._scope.lease_id is None:
-            raise InvalidInput(
-                "This needs a lease: use the handle that `session.join(agent_id)` returns.", field="lease_id"
-            )
-        return self._scope.lease_id
+    def _hint(self, noun: str) -> None:
+        # The hot verbs do not notify in their own transaction: that would serialise every commit of the cluster.
+        # Inside a caller's transaction their wake-up is the waiters' poll.
+        if not self._executor.bound:
+            self._scope.listener.notify(self._scope.session_id, noun)
 
-    def _may_wait(self, verb: str) -> None:
+    def _until(
+        self,
+        verb: str,
+        nouns: Collection[str] | None,
+        check: Check[_T],
+        timeout: timedelta | None,
+    ) -> _T | None:
+        """What ``check`` returned when it first was not None; None when the time was up.
+
+        It is asked at once, after every hint about ``nouns``, and at every poll, so that a lost hint only delays.
+
+        Raises:
+            WaitNotAllowed: this handle is bound to a caller's connection.
+        """
         if self._executor.bound:
             raise WaitNotAllowed(
                 f"{verb} waits, and a wait inside your transaction would hold its locks and its snapshot: "
                 "call it on a handle that is not bound to your connection.",
                 verb=verb,
             )
+        ends = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        with self._scope.listener.subscribe(self._scope.session_id, nouns) as hints:
+            while True:
+                found = check()
+                left = None if ends is None else ends - time.monotonic()
+                if found is not None or (left is not None and left <= 0):
+                    return found
+                hints.wait(left)

@@ -100,7 +100,7 @@ class Sessions:
         status: SessionStatus | str | None = None,
         key: str | None = None,
     ) -> SessionRecord:
-        """Goal, context or status is as given; what is None stays. Writes ``session.updated``, ``.paused``, ``.resumed``.
+        """Goal, context or status is as given; what is None stays.
 
         Raises:
             IdempotencyConflict: ``key`` was used for another call.

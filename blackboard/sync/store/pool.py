@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import ServerUnreachable, TransientError
-from ...store.driver_errors import closed
+from ...store.driver_errors import closed, timed_out
 from ...store.statements import Statement
 from ...store.urls import normalise_url
 from .executor import ConnectionExecutor, Executor, Isolation, Row
@@ -146,6 +146,8 @@ class PoolExecutor:
         """Whether a second try makes sense; prepares it."""
         if self._closed or (isinstance(error, TransientError) and error.details.get("sqlstate") != "0A000"):
             return False
+        if timed_out(error):
+            return False  # the caller has waited as long as he said
         time.sleep(RETRY_SECONDS)
         # Whatever cut this connection cut the idle ones too.
         self._close_idle(time.monotonic())

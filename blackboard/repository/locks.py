@@ -1,0 +1,154 @@
+"""Locks: asked for, waited for in order, renewed, released, and checked by their fencing token."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from ..errors import NotFound
+from ..ids import as_uuid, new_id
+from ..jsonable import check_text
+from ..models.locks import LockGrant, LockRecord
+from ..store.statements import statements
+from .scope import Repository
+
+__all__ = ["Locks"]
+
+_SQL = statements("locks")
+
+
+class Locks(Repository):
+    """One holder at a time for a named thing, first come first served.
+
+    A lock ends when it is released, when its ttl is over, or when the lease of its holder's process lapses. It is not
+    re-entrant: a second request of its holder queues like anybody's.
+    """
+
+    async def try_acquire(
+        self,
+        name: str,
+        *,
+        ttl: timedelta | None = None,
+        request_id: UUID | str | None = None,
+        wait: timedelta | None = None,
+    ) -> LockGrant | None:
+        """The lock is this agent's, or None is returned and, with ``wait``, the request is in the queue.
+
+        Calling again with the same ``request_id`` keeps its place and tells what became of it; while the grant lasts
+        it returns the same token.
+
+        Args:
+            name: 1 to 300 characters, such as ``file:/src/main.py``.
+            ttl: how long the grant lasts unless renewed; None until released or the lease lapses.
+            request_id: the request; a new one when not given.
+            wait: how long the request stays in the queue; None or zero leaves nothing behind.
+
+        Raises:
+            IdempotencyConflict: the request is for another lock or of another agent.
+            InvalidInput: a value is refused; names the field.
+            LeaseLost: this process's lease has lapsed.
+            NotPermitted: this agent is no member any more.
+            SessionClosed: the session is over.
+        """
+        request = new_id() if request_id is None else as_uuid(request_id, "request_id")
+        row = await self._executor.fetch_one(
+            _SQL["acquire_lock"],
+            session_id=self._scope.session_id,
+            name=check_text(name, "name", 300, 1),
+            agent_id=self._agent_id,
+            lease_id=await self._scope.leases.current(),
+            request_id=request,
+            ttl=ttl,
+            wait=wait,
+        )
+        assert row is not None
+        lock = LockRecord.from_row(row)
+        return _grant(lock) if lock.request_id == request else None
+
+    async def renew(self, name: str, token: int, *, ttl: timedelta | None = None) -> LockGrant:
+        """The grant lasts ``ttl`` from now, or with None until released or the lease lapses.
+
+        Raises:
+            InvalidInput: a value is refused; names the field.
+            LeaseLost: the lock is not this agent's under that token any more.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["renew_lock"],
+            session_id=self._scope.session_id,
+            name=check_text(name, "name", 300, 1),
+            agent_id=self._agent_id,
+            token=token,
+            ttl=ttl,
+        )
+        assert row is not None
+        return _grant(LockRecord.from_row(row))
+
+    async def release(self, name: str, token: int) -> None:
+        """The lock is with its first waiter, or free; releasing it again under the same token changes nothing.
+
+        Raises:
+            LeaseLost: the lock ran out before: what it protected may have been touched by others.
+        """
+        await self._executor.fetch_one(
+            _SQL["release_lock"],
+            session_id=self._scope.session_id,
+            name=check_text(name, "name", 300, 1),
+            agent_id=self._agent_id,
+            token=token,
+        )
+
+    async def cancel_wait(self, request_id: UUID | str) -> bool:
+        """The request waits no longer, and does not hold the lock either if it was granted meanwhile.
+
+        Returns:
+            Whether there was something to end.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["cancel_lock_wait"],
+            session_id=self._scope.session_id,
+            agent_id=self._agent_id,
+            request_id=as_uuid(request_id, "request_id"),
+        )
+        assert row is not None
+        return bool(row["ended"])
+
+    async def require(self, name: str, token: int) -> None:
+        """Until the transaction ends nobody but the token's holder can have the lock.
+
+        Call it on a handle that is bound to your transaction, before the writes that the lock protects.
+
+        Raises:
+            LeaseLost: the lock is not held under that token any more; the transaction must not write.
+        """
+        await self._executor.execute(
+            _SQL["require_lock"],
+            session_id=self._scope.session_id,
+            name=check_text(name, "name", 300, 1),
+            token=token,
+        )
+
+    async def get(self, name: str) -> LockRecord:
+        """One lock.
+
+        Raises:
+            NotFound: nobody has ever asked for it.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["get_lock"], session_id=self._scope.session_id, name=check_text(name, "name", 300, 1)
+        )
+        if row is None:
+            raise NotFound(f"There is no lock {name!r} in this session.", noun="lock", id=name)
+        return LockRecord.from_row(row)
+
+    async def list(self, *, holder: str | None = None, limit: int = 100) -> list[LockRecord]:
+        """The locks that are held or waited for, by name; with ``holder`` those that this agent holds."""
+        rows = await self._executor.fetch_all(
+            _SQL["list_locks"], session_id=self._scope.session_id, holder=holder, limit=limit
+        )
+        return [LockRecord.from_row(row) for row in rows]
+
+
+def _grant(lock: LockRecord) -> LockGrant:
+    return LockGrant.model_validate(
+        {field: getattr(lock, field) for field in LockGrant.model_fields},
+    )

@@ -1,0 +1,126 @@
+"""``blackboard events``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .commands import command, single
+from .desk import Desk
+from .output import Column, clean, jsonable, plain
+
+if TYPE_CHECKING:
+    from blackboard.models.events import Event
+
+__all__ = ["app", "summary"]
+
+app = single()
+
+
+def summary(event: Any) -> str:
+    """What an event's data says, in one line; words first, then what they are about."""
+    data: dict[str, Any] = event.data
+    shown = [
+        str(data[name]) for name in ("title", "statement", "name", "content", "reason", "choice") if data.get(name)
+    ]
+    if "confidence" in data and data["confidence"] is not None:
+        shown.append(f"confidence {data['confidence']:g}")
+    if not shown:
+        shown = [f"{name}={plain(value)}" for name, value in data.items() if value not in (None, "", {}, [])]
+    return ", ".join(shown)
+
+
+_COLUMNS = [
+    Column("seq", lambda e: e.seq, "number", wide=100),
+    Column("at", lambda e: e.at),
+    Column("type", lambda e: e.type),
+    Column("actor", lambda e: e.actor),
+    Column("subject", lambda e: e.subject_id, wide=90),
+    Column("data", summary, grow=True),
+]
+
+
+@command(
+    app,
+    "events",
+    example="""
+    blackboard events --topic 'task.*' --limit 20
+    blackboard events --follow
+    blackboard events --follow --since "$CURSOR" --json
+    """,
+)
+def events(
+    desk: Desk,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with each new event, until Ctrl-C.")] = False,
+    topic: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE", help="Such as task.completed or task.*; repeat it for more.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Only after it; an earlier run printed it on stderr.")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(metavar="UUID", help="Only those about this row.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="End after so many; 1000 by default without --follow.")
+    ] = None,
+) -> None:
+    """Read what happened in a session, from its beginning or a cursor; with --follow go on with what happens.
+
+    At the end the cursor to go on from is printed on stderr: nothing is missed or repeated.
+    """
+    source = desk.session().events
+    left = limit if limit is not None or follow else 1000
+    cursor = since
+    try:
+        if follow:
+            if cursor is None:
+                cursor = source.now()
+            desk.out.note("Following; Ctrl-C ends it.")
+        found: list[Event] = []
+        while left is None or left > 0:
+            size = 1000 if left is None else min(left, 1000)
+            if follow:
+                page = source.wait(cursor, topics=topic, subject_id=subject, timeout=None, limit=size)
+                for event in page.events:
+                    _tell(desk, event)
+            else:
+                page = source.read(cursor, topics=topic, subject_id=subject, limit=size)
+                found += page.events
+            cursor = page.cursor
+            left = None if left is None else left - len(page.events)
+            if not follow and not page.more:
+                break
+        if not follow:
+            desk.out.records(found, _COLUMNS, empty="No such events.")
+    except KeyboardInterrupt:
+        # The way to end this; without --follow it is an interruption like any other.
+        if not follow:
+            raise
+    finally:
+        if cursor is not None:
+            told = json.dumps({"cursor": cursor}) if desk.out.json else f"cursor: {cursor}"
+            print(told, file=sys.stderr)
+
+
+def _tell(desk: Desk, event: Event) -> None:
+    if desk.out.json:
+        desk.out.line(jsonable(event))
+    elif desk.out.terminal:
+        from rich.text import Text
+
+        line = Text.assemble(
+            (event.at.astimezone().strftime("%H:%M:%S "), "dim"),
+            (f"{event.type:<24} ", "bold"),
+            (f"{clean(event.actor)} ", "cyan"),
+            clean(" ".join(summary(event).split())),
+        )
+        console = desk.out.console
+        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    else:
+        print(
+            f"{plain(event.at)}  {event.type}  {plain(event.actor)}  {event.subject_id}  {plain(summary(event))}",
+            flush=True,
+        )

@@ -1,0 +1,171 @@
+"""``blackboard task``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+from uuid import UUID
+
+import typer
+
+from .commands import command, noun
+from .desk import Desk
+from .ids import resolve
+from .output import Column
+from .values import document, duration, moment
+
+if TYPE_CHECKING:
+    from blackboard.sync import Session
+
+__all__ = ["app"]
+
+app = noun("Tasks: the work to be done.")
+
+Status = Literal[
+    "scheduled", "blocked", "awaiting_approval", "held", "pending", "assigned", "running", "completed", "failed",
+    "cancelled", "dead",
+]  # fmt: skip
+
+_COLUMNS = [
+    Column("id", lambda t: t.id),
+    Column("type", lambda t: t.type),
+    Column("status", lambda t: t.status, "status"),
+    Column("pri", lambda t: t.priority, "number"),
+    Column("assigned to", lambda t: t.assigned_to, grow=True),
+    Column("capability", lambda t: t.capability or None, wide=100),
+    Column("attempt", lambda t: f"{t.attempt - t.released}/{t.max_attempts}", "number", wide=90),
+    Column("created", lambda t: t.created_at),
+]
+_LATE = [
+    Column("id", lambda r: r.id),
+    Column("agent", lambda r: r.agent_id),
+    Column("attempt", lambda r: r.attempt, "number"),
+    Column("result", lambda r: r.result if r.error is None else r.error, grow=True),
+    Column("at", lambda r: r.at),
+]
+
+TaskId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why.")]
+By = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; else --as, else your login name.")]
+
+
+@command(app, "list", example="blackboard task list --status pending --status running --capability investigate")
+def list_(
+    desk: Desk,
+    *,
+    status: Annotated[
+        list[Status] | None, typer.Option(help="Only those; repeat it for more.", metavar="STATUS")
+    ] = None,
+    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those.")] = None,
+    capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only those that need it.")] = None,
+    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+) -> None:
+    """List the tasks of a session, oldest first."""
+    desk.out.records(
+        desk.session().tasks.list(
+            status=status, type=type_, capability=capability, assigned_to=assigned_to, limit=limit
+        ),
+        _COLUMNS,
+        empty="No such tasks.",
+    )
+
+
+@command(app, "show", example="blackboard task show 5e1c9a07")
+def show(desk: Desk, *, task_id: TaskId) -> None:
+    """Show one task and what it depends on."""
+    session = desk.session()
+    found = _task(desk, session, task_id)
+    desk.out.record(session.tasks.get(found), more={"depends_on": session.tasks.dependencies(found)})
+
+
+@command(
+    app,
+    "add",
+    example="""
+    blackboard task add investigate --parameters '{"target": "checkout"}' --priority 8 --timeout 5m
+    blackboard task add report --depends-on 5e1c9a07 --capability synthesize
+    """,
+)
+def add(
+    desk: Desk,
+    *,
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="What is to be done, such as investigate.")],
+    parameters: Annotated[
+        str | None, typer.Option(metavar="JSON", help="What it needs to know; @FILE or - for stdin.")
+    ] = None,
+    capability: Annotated[str, typer.Option(metavar="NAME", help="Only agents that offer it may claim.")] = "",
+    priority: Annotated[int, typer.Option(metavar="N", help="0 to 10, higher first.")] = 5,
+    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only this agent may claim it.")] = None,
+    depends_on: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A task that must finish first; repeat it for more.")
+    ] = None,
+    run_at: Annotated[str | None, typer.Option(metavar="TIME", help="Not before this moment.")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="The longest an attempt may run.")] = None,
+    requires_approval: Annotated[
+        bool, typer.Option("--requires-approval", help="Held until somebody approves it.")
+    ] = False,
+    max_attempts: Annotated[int, typer.Option(metavar="N", help="1 to 1000; then it is dead.")] = 5,
+    retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
+    id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
+) -> None:
+    """Put a task on the board."""
+    delay = duration(retry_delay, "retry_delay")
+    assert delay is not None
+    parsed = document(parameters, "parameters")
+    session = desk.session()
+    task = session.tasks.add(
+        type_,
+        parsed,
+        capability=capability,
+        priority=priority,
+        assigned_to=assigned_to,
+        depends_on=[_task(desk, session, one, "depends_on") for one in depends_on or ()],
+        run_at=moment(run_at, "run_at"),
+        timeout=duration(timeout, "timeout"),
+        requires_approval=requires_approval,
+        max_attempts=max_attempts,
+        retry_delay=delay,
+        id=id_,
+    )
+    desk.out.record(task)
+
+
+@command(app, "cancel", example='blackboard task cancel 5e1c9a07 --reason "no longer needed"')
+def cancel(desk: Desk, *, task_id: TaskId, reason: Reason = "") -> None:
+    """Cancel a task; a running one is asked to stop."""
+    session = desk.session()
+    desk.out.record(session.tasks.cancel(_task(desk, session, task_id), reason))
+
+
+@command(app, "approve", example="blackboard task approve 5e1c9a07 --by maria")
+def approve(desk: Desk, *, task_id: TaskId, by: By = None) -> None:
+    """Approve a task that waits for it."""
+    session = desk.session()
+    desk.out.record(session.tasks.approve(_task(desk, session, task_id), by=by or desk.person))
+
+
+@command(app, "reject", example='blackboard task reject 5e1c9a07 --reason "too risky"')
+def reject(desk: Desk, *, task_id: TaskId, by: By = None, reason: Reason = "") -> None:
+    """Reject a task that waits for approval: it is cancelled."""
+    session = desk.session()
+    desk.out.record(session.tasks.reject(_task(desk, session, task_id), by=by or desk.person, reason=reason))
+
+
+@command(app, "redrive", example="blackboard task redrive 5e1c9a07")
+def redrive(desk: Desk, *, task_id: TaskId) -> None:
+    """Make a failed or dead task ready again, with its attempts counted anew."""
+    session = desk.session()
+    desk.out.record(session.tasks.redrive(_task(desk, session, task_id)))
+
+
+@command(app, "late", example="blackboard task late 5e1c9a07")
+def late(desk: Desk, *, task_id: TaskId) -> None:
+    """List what late owners handed in for a task: kept, never applied."""
+    session = desk.session()
+    desk.out.records(
+        session.tasks.late_results(_task(desk, session, task_id)), _LATE, empty="Nothing was handed in late."
+    )
+
+
+def _task(desk: Desk, session: Session, given: str, field: str = "task_id") -> UUID:
+    return resolve(desk, given, field, lambda: session.tasks.list(limit=10_000))

@@ -1,0 +1,122 @@
+"""Values as they are typed: JSON documents, durations, weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+__all__ = ["document", "duration", "loose", "moment", "weights"]
+
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
+
+
+def document(text: str | None, field: str) -> Any:
+    """The JSON value that ``text`` spells; ``@file.json`` reads a file, ``-`` reads stdin; None stays None.
+
+    Raises:
+        InvalidInput: it is no JSON, or the file cannot be read; names ``field``.
+    """
+    if text is None:
+        return None
+    source, what = _source(text, field)
+    try:
+        return json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{field} must be JSON{what}: {error}.", field) from None
+
+
+def loose(text: str, field: str) -> Any:
+    """As ``document``, but what does not look like JSON is text itself, so that plain words need no quotes.
+
+    Raises:
+        InvalidInput: it begins like an object or a list and is none, or the file cannot be read; names ``field``.
+    """
+    if text == "-" or text.startswith(("@", "{", "[", '"')):
+        if text == "-":
+            source, _ = _source(text, field)
+            source = source.rstrip("\n")
+            return document(source, field) if source.lstrip()[:1] in {"{", "["} else source
+        return document(text, field)
+    return text
+
+
+def duration(text: str | None, field: str) -> timedelta | None:
+    """``90``, ``90s``, ``5m``, ``1h30m`` … as a duration; None stays None.
+
+    Raises:
+        InvalidInput: it is no duration; names ``field``.
+    """
+    if text is None:
+        return None
+    parts = list(_DURATION.finditer(text))
+    whole = "".join(part.group() for part in parts) == text
+    # Several parts need their units: 1h30 could be minutes or seconds.
+    if not parts or not whole or (len(parts) > 1 and not all(part[2] for part in parts)):
+        raise _invalid(f"{field} must be a duration such as 30s, 5m or 1h30m, got {text!r}.", field)
+    try:
+        return sum((timedelta(**{_UNITS[part[2] or "s"]: float(part[1])}) for part in parts), timedelta())
+    except OverflowError:
+        raise _invalid(f"{field} is too long, got {text!r}.", field) from None
+
+
+def moment(text: str | None, field: str) -> datetime | None:
+    """An ISO time, or how long ago (``10m``), as an aware datetime; None stays None.
+
+    Raises:
+        InvalidInput: it is neither; names ``field``.
+    """
+    if text is None:
+        return None
+    if _DURATION.match(text) and not re.match(r"\d{4}-", text):
+        ago = duration(text, field)
+        return None if ago is None else datetime.now(UTC) - ago
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise _invalid(
+            f"{field} must be a time such as 2026-01-31T10:15:00Z, or how long ago, such as 10m; got {text!r}.", field
+        ) from None
+    return value.astimezone() if value.tzinfo is None else value
+
+
+def weights(pairs: Sequence[str] | None, field: str) -> dict[str, float] | None:
+    """``["deployment=0.9", …]`` as a mapping; None stays None.
+
+    Raises:
+        InvalidInput: a pair has another form; names ``field``.
+    """
+    if pairs is None:
+        return None
+    found: dict[str, float] = {}
+    for pair in pairs:
+        name, equals, number = pair.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise _invalid(f"{field} takes CATEGORY=WEIGHT such as deployment=0.9, got {pair!r}.", field)
+    return found
+
+
+def _source(text: str, field: str) -> tuple[str, str]:
+    if text == "-":
+        return sys.stdin.read(), " (read from stdin)"
+    if not text.startswith("@"):
+        return text, ""
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8"), f" (read from {text[1:]})"
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise _invalid(f"{field} cannot be read from {text[1:]}: {error}.", field) from None
+
+
+def _invalid(message: str, field: str) -> Exception:
+    from blackboard.errors import InvalidInput
+
+    return InvalidInput(message, field=field)

@@ -1,0 +1,4933 @@
+CREATE SCHEMA blackboard;
+
+CREATE TYPE blackboard.tallied AS (
+	votes_for integer,
+	votes_against integer,
+	abstentions integer,
+	outstanding integer,
+	weight_for numeric,
+	weight_against numeric,
+	weight_abstained numeric,
+	weight_total numeric,
+	turnout double precision,
+	outcome text,
+	certain boolean
+);
+
+CREATE TABLE blackboard.locks (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    holder text,
+    lease_id uuid,
+    request_id uuid,
+    token bigint DEFAULT 0 NOT NULL,
+    acquired_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    released_token bigint DEFAULT 0 NOT NULL,
+    last_position bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT locks_held_whole CHECK ((((holder IS NULL) = (acquired_at IS NULL)) AND ((holder IS NULL) = (request_id IS NULL)) AND ((holder IS NOT NULL) OR ((lease_id IS NULL) AND (expires_at IS NULL))) AND ((holder IS NULL) OR (token > 0)))),
+    CONSTRAINT locks_holder_has_an_end CHECK (((holder IS NULL) OR (lease_id IS NOT NULL) OR (expires_at IS NOT NULL))),
+    CONSTRAINT locks_name_length CHECK (((length(name) >= 1) AND (length(name) <= 300))),
+    CONSTRAINT locks_token_range CHECK ((token >= 0))
+)
+WITH (fillfactor='70');
+
+COMMENT ON COLUMN blackboard.locks.token IS 'Grows with every grant of this name: the fencing token of its holder.';
+
+COMMENT ON COLUMN blackboard.locks.expires_at IS 'NULL: held until released or until the lease lapses. No history.';
+
+CREATE FUNCTION blackboard.acquire_lock(p_session_id uuid, p_name text, p_agent_id text, p_lease_id uuid, p_request_id uuid, p_ttl interval DEFAULT NULL::interval, p_wait interval DEFAULT NULL::interval) RETURNS blackboard.locks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.commit_synchronously();
+    PERFORM blackboard.open_session(p_session_id);
+    PERFORM blackboard.current_member(p_session_id, p_agent_id);
+    PERFORM blackboard.live_lease(p_lease_id);
+    IF p_ttl <= interval '0' OR p_wait < interval '0' THEN
+        PERFORM blackboard.raise('BB002', 'A lock''s ttl must be positive, and its wait not negative.',
+                                 jsonb_build_object('field', CASE WHEN p_ttl <= interval '0' THEN 'ttl' ELSE 'wait' END));
+    END IF;
+    LOOP
+        SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
+        EXIT WHEN FOUND;
+        INSERT INTO blackboard.locks (session_id, name) VALUES (p_session_id, p_name)
+        ON CONFLICT ON CONSTRAINT locks_name_once DO NOTHING;
+    END LOOP;
+    PERFORM FROM blackboard.lock_waiters
+    WHERE session_id = p_session_id AND id = p_request_id AND (lock_id <> v_lock.id OR agent_id <> p_agent_id);
+    IF FOUND OR (v_lock.request_id = p_request_id AND v_lock.holder <> p_agent_id) THEN
+        PERFORM blackboard.raise('BB004', 'This request is for another lock or of another agent; use a new request_id.',
+                                 jsonb_build_object('noun', 'lock', 'field', 'request_id', 'id', p_request_id));
+    END IF;
+    -- Who asks again is alive: a waiting request keeps its place and gets its new end.
+    UPDATE blackboard.lock_waiters
+    SET lease_id = p_lease_id, ttl = p_ttl, deadline_at = greatest(deadline_at, blackboard.now() + p_wait)
+    WHERE session_id = p_session_id AND id = p_request_id;
+    v_lock := blackboard.advance_lock(p_session_id, v_lock.id);
+    IF v_lock.request_id IS DISTINCT FROM p_request_id THEN
+        -- At the tail; whoever is first gets the lock if it is free, which is this request if it is alone.
+        INSERT INTO blackboard.lock_waiters (session_id, id, lock_id, agent_id, lease_id, position, ttl, deadline_at)
+        VALUES (p_session_id, p_request_id, v_lock.id, p_agent_id, p_lease_id, v_lock.last_position + 1, p_ttl,
+                blackboard.now() + coalesce(nullif(p_wait, interval '0'), interval '1 minute'))
+        ON CONFLICT ON CONSTRAINT lock_waiters_pkey DO NOTHING;
+        IF FOUND THEN
+            UPDATE blackboard.locks SET last_position = last_position + 1
+            WHERE session_id = p_session_id AND id = v_lock.id;
+            v_lock := blackboard.advance_lock(p_session_id, v_lock.id);
+        END IF;
+    END IF;
+    IF v_lock.request_id IS DISTINCT FROM p_request_id AND coalesce(p_wait, interval '0') = interval '0' THEN
+        DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id AND id = p_request_id;
+    END IF;
+    RETURN v_lock;
+END
+$$;
+
+CREATE FUNCTION blackboard.act_as(p_actor text) RETURNS void
+    LANGUAGE sql
+    AS $$ SELECT pg_catalog.set_config('blackboard.actor', coalesce(p_actor, ''), true) $$;
+
+CREATE FUNCTION blackboard.actions_admit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.open_session(NEW.session_id);
+    IF NEW.status <> 'proposed' OR NEW.vote_accepted OR NEW.approved_by IS NOT NULL OR NEW.token <> 0 THEN
+        PERFORM blackboard.raise('BB003', 'An action starts as proposed; approve and start it afterwards.',
+                                 jsonb_build_object('noun', 'action', 'status', NEW.status));
+    END IF;
+    IF NEW.requires_approval THEN
+        NEW.approval := coalesce(NEW.approval, CASE WHEN NEW.proposal_id IS NULL OR NEW.type = 'escalate'
+                                                    THEN 'human' ELSE 'vote' END);
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.actions_guard() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_proposal blackboard.proposals;
+BEGIN
+    IF (NEW.session_id, NEW.id, NEW.agent_id, NEW.type, NEW.target, NEW.parameters, NEW.requires_approval,
+        NEW.proposal_id, NEW.created_at)
+       IS DISTINCT FROM
+       (OLD.session_id, OLD.id, OLD.agent_id, OLD.type, OLD.target, OLD.parameters, OLD.requires_approval,
+        OLD.proposal_id, OLD.created_at) THEN
+        PERFORM blackboard.raise('BB005', 'What was proposed cannot be changed, or another thing than the approved one '
+                                          'would run; propose another action.',
+                                 jsonb_build_object('noun', 'action', 'id', OLD.id));
+    END IF;
+    IF NEW.vote_accepted <> OLD.vote_accepted OR NEW.approval IS DISTINCT FROM OLD.approval THEN
+        SELECT * INTO v_proposal FROM blackboard.proposals
+        WHERE session_id = OLD.session_id AND id = OLD.proposal_id;
+        IF (NEW.vote_accepted <> OLD.vote_accepted
+            AND (OLD.vote_accepted OR v_proposal.status IS DISTINCT FROM 'accepted'))
+           OR (NEW.approval IS DISTINCT FROM OLD.approval
+               AND (NEW.approval IS DISTINCT FROM 'human' OR v_proposal.result ->> 'reason' IS DISTINCT FROM 'escalated'))
+        THEN
+            PERFORM blackboard.raise('BB003', 'The vote on this action has not decided that.',
+                                     jsonb_build_object('noun', 'action', 'id', OLD.id, 'status', OLD.status));
+        END IF;
+    END IF;
+    IF NEW.status <> OLD.status OR NEW.token <> OLD.token THEN
+        NEW.decided_at := CASE WHEN NEW.status IN ('proposed', 'awaiting_approval') THEN NULL
+                               ELSE coalesce(OLD.decided_at, blackboard.now()) END;
+        NEW.started_at := CASE WHEN NEW.status = 'executing' THEN blackboard.now() ELSE OLD.started_at END;
+        NEW.finished_at := CASE WHEN NEW.status IN ('completed', 'failed') THEN blackboard.now()
+                                WHEN NEW.status = 'rolled_back' THEN OLD.finished_at END;
+    ELSE
+        NEW.decided_at := OLD.decided_at;
+        NEW.started_at := OLD.started_at;
+        NEW.finished_at := OLD.finished_at;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.active_finding(p_session_id uuid, p_id uuid) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_status text;
+BEGIN
+    SELECT f.status INTO v_status FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_finding(p_id);
+    ELSIF v_status <> 'active' THEN
+        PERFORM blackboard.raise('BB012', format('The finding %s is %s and proves nothing; use an active one.', p_id,
+                                                 v_status),
+                                 jsonb_build_object('noun', 'finding', 'id', p_id, 'status', v_status));
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.now() RETURNS timestamp with time zone
+    LANGUAGE sql PARALLEL SAFE
+    AS $$ SELECT pg_catalog.clock_timestamp() $$;
+
+CREATE TABLE blackboard.hypotheses (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    agent_id text NOT NULL,
+    statement text NOT NULL,
+    status text DEFAULT 'proposed'::text NOT NULL,
+    prior double precision DEFAULT 0.5 NOT NULL,
+    confidence double precision DEFAULT 0.5 NOT NULL,
+    revision integer DEFAULT 0 NOT NULL,
+    validated_by text,
+    validated_at timestamp with time zone,
+    verdict_evidence uuid[] DEFAULT '{}'::uuid[] NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT hypotheses_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT hypotheses_confidence_range CHECK (((confidence >= (0.01)::double precision) AND (confidence <= (0.99)::double precision))),
+    CONSTRAINT hypotheses_prior_range CHECK (((prior >= (0)::double precision) AND (prior <= (1)::double precision))),
+    CONSTRAINT hypotheses_reason_length CHECK ((length(reason) <= 4000)),
+    CONSTRAINT hypotheses_revision_range CHECK ((revision >= 0)),
+    CONSTRAINT hypotheses_statement_length CHECK (((length(statement) >= 1) AND (length(statement) <= 2000))),
+    CONSTRAINT hypotheses_status_known CHECK ((status = ANY (ARRAY['proposed'::text, 'validated'::text, 'refuted'::text, 'withdrawn'::text]))),
+    CONSTRAINT hypotheses_validated_by_length CHECK (((length(validated_by) >= 1) AND (length(validated_by) <= 100))),
+    CONSTRAINT hypotheses_verdict_evidence_few CHECK (((cardinality(verdict_evidence) <= 1000) AND (array_position(verdict_evidence, NULL::uuid) IS NULL))),
+    CONSTRAINT hypotheses_verdict_iff_decided CHECK ((((status = ANY (ARRAY['validated'::text, 'refuted'::text])) = (validated_by IS NOT NULL)) AND ((status = ANY (ARRAY['validated'::text, 'refuted'::text])) = (validated_at IS NOT NULL)))),
+    CONSTRAINT hypotheses_verdict_needs_evidence CHECK (((status = ANY (ARRAY['validated'::text, 'refuted'::text])) = (cardinality(verdict_evidence) > 0)))
+);
+
+COMMENT ON COLUMN blackboard.hypotheses.confidence IS 'Computed: blackboard.hypothesis_confidence() says how. Status stands apart from it.';
+
+CREATE FUNCTION blackboard.add_evidence(p_session_id uuid, p_id uuid, p_finding_id uuid, p_supports boolean, p_weight double precision, p_actor text) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+    v_link blackboard.hypothesis_evidence;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id AND f.id = p_finding_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM blackboard.hypotheses h
+    WHERE h.session_id = p_session_id AND h.id = p_id FOR NO KEY UPDATE;
+    SELECT * INTO v_link FROM blackboard.hypothesis_evidence e
+    WHERE e.session_id = p_session_id AND e.hypothesis_id = p_id AND e.finding_id = p_finding_id
+      AND e.retracted_at IS NULL;
+    IF NOT FOUND THEN
+        PERFORM blackboard.active_finding(p_session_id, p_finding_id);
+        PERFORM blackboard.proposed_hypothesis(p_session_id, p_id);
+        INSERT INTO blackboard.hypothesis_evidence (session_id, hypothesis_id, finding_id, agent_id, supports, weight)
+        VALUES (p_session_id, p_id, p_finding_id, blackboard.current_actor(), p_supports, p_weight);
+    ELSIF (v_link.supports, v_link.weight) IS DISTINCT FROM (p_supports, p_weight) THEN
+        PERFORM blackboard.raise('BB012',
+            'This finding is evidence for that hypothesis already, with another direction or weight; retract it first.',
+            jsonb_build_object('noun', 'evidence', 'id', v_link.id, 'supports', v_link.supports,
+                               'weight', v_link.weight));
+    END IF;
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.current_actor() RETURNS text
+    LANGUAGE sql STABLE
+    AS $$ SELECT coalesce(nullif(pg_catalog.current_setting('blackboard.actor', true), ''), session_user::text) $$;
+
+CREATE SEQUENCE blackboard.task_positions
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+CREATE TABLE blackboard.tasks (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    type text NOT NULL,
+    capability text DEFAULT ''::text NOT NULL,
+    priority smallint DEFAULT 5 NOT NULL,
+    status text DEFAULT 'pending'::text NOT NULL,
+    "position" bigint DEFAULT nextval('blackboard.task_positions'::regclass),
+    parameters jsonb DEFAULT '{}'::jsonb NOT NULL,
+    assigned_to text,
+    timeout interval,
+    requires_approval boolean DEFAULT false NOT NULL,
+    approved_by text,
+    run_at timestamp with time zone,
+    attempt integer DEFAULT 0 NOT NULL,
+    released integer DEFAULT 0 NOT NULL,
+    max_attempts integer DEFAULT 5 NOT NULL,
+    retry_delay interval DEFAULT '00:00:01'::interval NOT NULL,
+    claim_id uuid,
+    lease_id uuid,
+    started_at timestamp with time zone,
+    deadline_at timestamp with time zone,
+    cancel_requested boolean DEFAULT false NOT NULL,
+    blockers integer DEFAULT 0 NOT NULL,
+    has_dependants boolean DEFAULT false NOT NULL,
+    progress jsonb,
+    result jsonb,
+    error jsonb,
+    created_by text DEFAULT blackboard.current_actor() NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    completed_at timestamp with time zone,
+    CONSTRAINT tasks_assigned_to_length CHECK (((length(assigned_to) >= 1) AND (length(assigned_to) <= 100))),
+    CONSTRAINT tasks_assignee_when_assigned CHECK (((status <> 'assigned'::text) OR (assigned_to IS NOT NULL))),
+    CONSTRAINT tasks_attempt_range CHECK ((attempt >= 0)),
+    CONSTRAINT tasks_blockers_iff_blocked CHECK (((status <> 'blocked'::text) OR (blockers > 0))),
+    CONSTRAINT tasks_blockers_range CHECK ((blockers >= 0)),
+    CONSTRAINT tasks_capability_length CHECK ((length(capability) <= 100)),
+    CONSTRAINT tasks_claimed_when_running CHECK (((status <> 'running'::text) OR ((claim_id IS NOT NULL) AND (attempt > 0) AND (assigned_to IS NOT NULL) AND (started_at IS NOT NULL)))),
+    CONSTRAINT tasks_completed_at_iff_final CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text])) = (completed_at IS NOT NULL))),
+    CONSTRAINT tasks_deadline_only_running CHECK (((deadline_at IS NULL) OR (status = 'running'::text))),
+    CONSTRAINT tasks_error_size CHECK ((pg_column_size(error) <= 1048576)),
+    CONSTRAINT tasks_lease_iff_running CHECK (((status = 'running'::text) = (lease_id IS NOT NULL))),
+    CONSTRAINT tasks_max_attempts_range CHECK (((max_attempts >= 1) AND (max_attempts <= 1000))),
+    CONSTRAINT tasks_parameters_size CHECK ((pg_column_size(parameters) <= 1048576)),
+    CONSTRAINT tasks_position_iff_ready CHECK (((status = ANY (ARRAY['pending'::text, 'assigned'::text])) = ("position" IS NOT NULL))),
+    CONSTRAINT tasks_priority_range CHECK (((priority >= 0) AND (priority <= 10))),
+    CONSTRAINT tasks_progress_size CHECK ((pg_column_size(progress) <= 1048576)),
+    CONSTRAINT tasks_ready_is_approved CHECK (((NOT requires_approval) OR (approved_by IS NOT NULL) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'running'::text])))),
+    CONSTRAINT tasks_result_size CHECK ((pg_column_size(result) <= 1048576)),
+    CONSTRAINT tasks_retry_delay_range CHECK (((retry_delay >= '00:00:00'::interval) AND (retry_delay <= '30 days'::interval))),
+    CONSTRAINT tasks_run_at_when_scheduled CHECK (((status <> 'scheduled'::text) OR (run_at IS NOT NULL))),
+    CONSTRAINT tasks_status_known CHECK ((status = ANY (ARRAY['scheduled'::text, 'blocked'::text, 'awaiting_approval'::text, 'held'::text, 'pending'::text, 'assigned'::text, 'running'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text]))),
+    CONSTRAINT tasks_timeout_positive CHECK ((timeout > '00:00:00'::interval)),
+    CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50)))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
+
+CREATE FUNCTION blackboard.add_task(p_session_id uuid, p_id uuid, p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_options jsonb, p_actor text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.add_tasks(p_session_id, ARRAY[p_id], ARRAY[p_type], ARRAY[p_capability], ARRAY[p_priority],
+                                 ARRAY[p_parameters], ARRAY[p_options], p_actor);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.add_tasks(p_session_id uuid, p_ids uuid[], p_types text[], p_capabilities text[], p_priorities smallint[], p_parameters jsonb[], p_options jsonb[], p_actor text) RETURNS integer
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    AS $$
+DECLARE
+    v_added integer;
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    INSERT INTO blackboard.tasks (
+        session_id, id, type, capability, priority, parameters, assigned_to, run_at, timeout, requires_approval,
+        max_attempts, retry_delay, status, position, created_by)
+    SELECT p_session_id, u.id, u.type, u.capability, u.priority, u.parameters, u.options ->> 'assigned_to',
+           (u.options ->> 'run_at')::timestamptz, (u.options ->> 'timeout')::interval,
+           coalesce((u.options ->> 'requires_approval')::boolean, false),
+           coalesce((u.options ->> 'max_attempts')::integer, 5),
+           coalesce((u.options ->> 'retry_delay')::interval, interval '1 second'),
+           u.status,
+           CASE WHEN u.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+           blackboard.current_actor()
+    FROM (SELECT x.id, x.type, x.capability, x.priority, x.parameters, x.options,
+                 CASE WHEN x.options IS NULL THEN 'pending'
+                      WHEN (x.options ->> 'requires_approval')::boolean THEN 'awaiting_approval'
+                      WHEN (x.options ->> 'run_at')::timestamptz > blackboard.now() THEN 'scheduled'
+                      WHEN x.options ->> 'assigned_to' IS NOT NULL THEN 'assigned'
+                      ELSE 'pending' END AS status
+          FROM unnest(p_ids, p_types, p_capabilities, p_priorities, p_parameters, p_options)
+               WITH ORDINALITY AS x (id, type, capability, priority, parameters, options, n)
+          ORDER BY x.n) u
+    ON CONFLICT (session_id, id) DO NOTHING;
+    GET DIAGNOSTICS v_added = ROW_COUNT;
+    IF v_added < cardinality(p_ids) THEN
+        SELECT t.id INTO v_id
+        FROM unnest(p_ids, p_types, p_capabilities, p_parameters) x (id, type, capability, parameters)
+        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        WHERE (t.type, t.capability, t.parameters) IS DISTINCT FROM (x.type, x.capability, x.parameters)
+        LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB004', format('The task id %s was used before with other content; use a new id.', v_id),
+                                     jsonb_build_object('noun', 'task', 'id', v_id));
+        END IF;
+    END IF;
+    IF EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
+        SELECT (d.edge ->> 'id')::uuid INTO v_id
+        FROM unnest(p_ids, p_options) x (id, options),
+             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+        WHERE NOT EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.id = (d.edge ->> 'id')::uuid)
+        LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB001', format('There is no task %s in this session to depend on.', v_id),
+                                     jsonb_build_object('noun', 'task', 'id', v_id, 'field', 'depends_on'));
+        END IF;
+        INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id, on_failure)
+        SELECT p_session_id, x.id, (d.edge ->> 'id')::uuid, coalesce(d.edge ->> 'on_failure', 'fail')
+        FROM unnest(p_ids, p_options) x (id, options),
+             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+        ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN v_added;
+END
+$$;
+
+CREATE FUNCTION blackboard.adopt() RETURNS bigint
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    v_offset bigint;
+BEGIN
+    SELECT greatest(blackboard.tx_offset(), coalesce(max(tx), 0) + 1) INTO v_offset FROM (
+        SELECT max(tx) AS tx FROM blackboard.events UNION ALL SELECT max(tx) FROM blackboard.pruned_events) t;
+    EXECUTE format('CREATE OR REPLACE FUNCTION blackboard.tx_offset() RETURNS bigint LANGUAGE sql IMMUTABLE '
+                   'PARALLEL SAFE AS $f$ SELECT %s::bigint $f$', v_offset);
+    UPDATE blackboard.history
+    SET system_identifier = (SELECT system_identifier::text FROM pg_control_system()), id = gen_random_uuid();
+    RETURN v_offset;
+END
+$_$;
+
+CREATE FUNCTION blackboard.advance_lock(p_session_id uuid, p_lock_id uuid) RETURNS blackboard.locks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+    v_next blackboard.lock_waiters;
+    v_actor text := pg_catalog.current_setting('blackboard.actor', true);
+BEGIN
+    SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND id = p_lock_id FOR NO KEY UPDATE;
+    IF v_lock.holder IS NOT NULL
+       AND (v_lock.expires_at <= blackboard.now()
+            OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id))) THEN
+        PERFORM blackboard.act_as('blackboard');
+        UPDATE blackboard.locks
+        SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL
+        WHERE session_id = p_session_id AND id = p_lock_id
+        RETURNING * INTO v_lock;
+        PERFORM blackboard.act_as(v_actor);
+    END IF;
+    IF v_lock.holder IS NULL THEN
+        DELETE FROM blackboard.lock_waiters w
+        WHERE w.session_id = p_session_id AND w.lock_id = p_lock_id
+          AND (w.deadline_at <= blackboard.now() OR blackboard.lease_lapsed(w.lease_id));
+        DELETE FROM blackboard.lock_waiters w
+        WHERE w.session_id = p_session_id AND w.lock_id = p_lock_id
+          AND w.position = (SELECT min(f.position) FROM blackboard.lock_waiters f
+                            WHERE f.session_id = p_session_id AND f.lock_id = p_lock_id)
+        RETURNING * INTO v_next;
+        IF FOUND THEN
+            PERFORM blackboard.act_as(v_next.agent_id);
+            UPDATE blackboard.locks
+            SET holder = v_next.agent_id, lease_id = v_next.lease_id, request_id = v_next.id, token = token + 1,
+                acquired_at = blackboard.now(), expires_at = blackboard.now() + v_next.ttl
+            WHERE session_id = p_session_id AND id = p_lock_id
+            RETURNING * INTO v_lock;
+            PERFORM blackboard.act_as(v_actor);
+        END IF;
+    END IF;
+    RETURN v_lock;
+END
+$$;
+
+CREATE FUNCTION blackboard.agent_findings_write() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_finding blackboard.findings;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.findings WHERE session_id = OLD.session_id AND id = OLD.id;
+        RETURN OLD;
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.session_id IS NULL THEN
+            PERFORM blackboard.raise('BB002', 'A finding belongs to a session: give its session_id.',
+                                     '{"field": "session_id"}');
+        END IF;
+        -- A duplicate becomes a corroboration: RETURNING then gives the row that was there.
+        v_finding := blackboard.report_finding(NEW.session_id, NEW.id, NEW.agent_id, NEW.finding_type, NEW.content,
+                                               'observation', NEW.confidence);
+        NEW.id := v_finding.id;
+        NEW.agent_id := v_finding.agent_id;
+        NEW.confidence := v_finding.confidence;
+        NEW.created_at := v_finding.created_at;
+        RETURN NEW;
+    END IF;
+    -- Which columns of a finding may change is the table's to say.
+    UPDATE blackboard.findings
+    SET id = NEW.id, session_id = NEW.session_id, agent_id = NEW.agent_id, type = NEW.finding_type,
+        content = NEW.content, confidence = NEW.confidence, created_at = NEW.created_at
+    WHERE session_id = OLD.session_id AND id = OLD.id;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.agent_sessions_write() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.sessions WHERE id = OLD.id;
+        RETURN OLD;
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO blackboard.sessions (id, name, context, status, created_at)
+        VALUES (NEW.id, 'session ' || NEW.id, NEW.context, NEW.status, NEW.created_at);
+        RETURN NEW;
+    END IF;
+    IF NEW.id <> OLD.id OR NEW.created_at <> OLD.created_at THEN
+        PERFORM blackboard.raise('BB002', 'id and created_at of a session do not change.', '{"field": "id"}');
+    END IF;
+    IF NEW.context IS DISTINCT FROM OLD.context THEN
+        UPDATE blackboard.sessions SET context = NEW.context WHERE id = OLD.id;
+    END IF;
+    IF NEW.status IS DISTINCT FROM OLD.status THEN
+        IF NEW.status IN ('completed', 'failed') AND OLD.status IN ('active', 'paused') THEN
+            PERFORM blackboard.close_session(OLD.id, NEW.status, NULL, NULL);
+        ELSIF OLD.status IN ('completed', 'failed') THEN
+            PERFORM blackboard.raise('BB003', 'A closed session cannot be opened again; start a new one.',
+                                     jsonb_build_object('noun', 'session', 'id', OLD.id, 'status', OLD.status));
+        ELSE
+            UPDATE blackboard.sessions SET status = NEW.status WHERE id = OLD.id;
+        END IF;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.agent_subject(p_agent_id text) RETURNS uuid
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT pg_catalog.md5(p_agent_id)::uuid $$;
+
+CREATE FUNCTION blackboard.agent_tasks_write() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+    v_actor text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
+        RETURN OLD;
+    END IF;
+    v_actor := coalesce(NEW.assigned_to, blackboard.current_actor());
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.session_id IS NULL THEN
+            PERFORM blackboard.raise('BB002', 'A task belongs to a session: give its session_id.',
+                                     '{"field": "session_id"}');
+        END IF;
+        IF coalesce(NEW.status, '') NOT IN ('pending', 'assigned') THEN
+            PERFORM blackboard.raise('BB003', 'A task is not born running or finished: insert it as pending, then '
+                                              'update its status.', '{"noun": "task", "field": "status"}');
+        END IF;
+        INSERT INTO blackboard.tasks (session_id, id, type, parameters, assigned_to, status, created_at, position)
+        VALUES (NEW.session_id, NEW.id, NEW.task_type, coalesce(NEW.parameters, '{}'), NEW.assigned_to,
+                CASE WHEN NEW.assigned_to IS NOT NULL THEN 'assigned' ELSE NEW.status END,
+                NEW.created_at, nextval('blackboard.task_positions'))
+        RETURNING * INTO v_task;
+    ELSE
+        IF (NEW.id, NEW.session_id, NEW.task_type, NEW.created_at)
+           IS DISTINCT FROM (OLD.id, OLD.session_id, OLD.task_type, OLD.created_at) THEN
+            PERFORM blackboard.raise('BB002', 'id, session_id, task_type and created_at of a task do not change.',
+                                     '{"field": "id"}');
+        END IF;
+        SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id FOR UPDATE;
+        IF NEW.parameters IS DISTINCT FROM OLD.parameters THEN
+            UPDATE blackboard.tasks SET parameters = coalesce(NEW.parameters, '{}')
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        END IF;
+        IF NEW.status IN ('running', 'completed', 'failed') AND NEW.status <> OLD.status
+           AND v_task.status IN ('pending', 'assigned') THEN
+            IF NEW.assigned_to IS NOT NULL AND v_task.assigned_to IS DISTINCT FROM NEW.assigned_to THEN
+                UPDATE blackboard.tasks SET assigned_to = NEW.assigned_to
+                WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+            SELECT * INTO v_task FROM blackboard.claim_by_hand(OLD.session_id, OLD.id, v_actor);
+            IF v_task.id IS NULL THEN
+                PERFORM blackboard.raise('BB012', 'The task cannot be claimed now: somebody else has just taken it, '
+                                                  'or its session is paused.', '{"noun": "task"}');
+            END IF;
+        END IF;
+        IF NEW.status IN ('completed', 'failed') AND NEW.status <> OLD.status AND v_task.status = 'running' THEN
+            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
+            IF NOT FOUND THEN
+                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
+                                                         v_task.assigned_to),
+                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
+            END IF;
+            IF NEW.status = 'completed' THEN
+                PERFORM blackboard.complete_tasks(OLD.session_id, ARRAY[OLD.id], ARRAY[v_task.claim_id],
+                                                  ARRAY[v_task.attempt], ARRAY[NEW.result], v_actor);
+            ELSE
+                PERFORM blackboard.fail_task(OLD.session_id, OLD.id, v_task.claim_id, v_task.attempt,
+                                             jsonb_build_object('code', 'failed', 'message', '', 'result', NEW.result),
+                                             false, NULL, v_actor);
+            END IF;
+        ELSIF NEW.status = 'assigned' AND v_task.status = 'pending' THEN
+            UPDATE blackboard.tasks SET status = 'assigned', assigned_to = NEW.assigned_to
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        ELSIF NEW.status = 'pending' AND v_task.status = 'running' THEN
+            PERFORM blackboard.release_task(OLD.session_id, OLD.id, v_task.claim_id, v_task.attempt, v_actor);
+        ELSIF NEW.status = 'cancelled' AND NEW.status <> OLD.status THEN
+            PERFORM blackboard.cancel_task(OLD.session_id, OLD.id, '', NULL);
+        ELSIF NEW.status <> v_task.status THEN
+            PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
+                                     jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
+        ELSIF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to AND v_task.status IN ('pending', 'assigned') THEN
+            UPDATE blackboard.tasks
+            SET assigned_to = NEW.assigned_to,
+                status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        END IF;
+        SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
+    END IF;
+    NEW.status := v_task.status;
+    NEW.assigned_to := v_task.assigned_to;
+    NEW.parameters := v_task.parameters;
+    NEW.result := v_task.result;
+    NEW.created_at := v_task.created_at;
+    NEW.completed_at := v_task.completed_at;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.aggregate_confidence(p_session_id uuid, p_finding_ids uuid[], p_method text DEFAULT 'weighted'::text, p_max_findings integer DEFAULT NULL::integer) RETURNS double precision
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_missing uuid;
+    v_confidences double precision[];
+    v_weights double precision[];
+    v_result double precision;
+BEGIN
+    IF p_method IS NULL OR p_method NOT IN ('weighted', 'log_odds') THEN
+        PERFORM blackboard.raise('BB002', format('There is no method %L; use weighted or log_odds.', p_method),
+                                 jsonb_build_object('field', 'method'));
+    END IF;
+    IF p_max_findings < 1 THEN
+        PERFORM blackboard.raise('BB002', 'max_findings must be at least 1.', '{"field": "max_findings"}');
+    END IF;
+    SELECT w.id INTO v_missing FROM unnest(p_finding_ids) w (id)
+    WHERE NOT EXISTS (SELECT FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = w.id) LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.no_finding(v_missing);
+    END IF;
+    -- In the order given: a sum of doubles depends on it, and the result is the seed's to the last bit.
+    SELECT array_agg(s.confidence ORDER BY s.position), array_agg(s.weight ORDER BY s.position)
+    INTO v_confidences, v_weights
+    FROM (SELECT f.confidence, x.weight, w.position,
+                 row_number() OVER (ORDER BY x.weight DESC, w.position) AS place
+          FROM unnest(p_finding_ids) WITH ORDINALITY w (id, position)
+          JOIN blackboard.findings f ON f.session_id = p_session_id AND f.id = w.id,
+               LATERAL (SELECT blackboard.expertise(f.agent_id, f.category)
+                               * (jsonb_array_length(f.evidence)::double precision * 0.1::double precision
+                                  + 0.5::double precision) AS weight) x
+          WHERE f.confidence IS NOT NULL) s
+    WHERE p_max_findings IS NULL OR s.place <= p_max_findings;
+    IF p_method = 'log_odds' THEN
+        RETURN blackboard.pool_log_odds(v_confidences, v_weights);
+    END IF;
+    SELECT coalesce(sum(u.c * u.w ORDER BY u.position) / nullif(sum(u.w ORDER BY u.position), 0), 0) INTO v_result
+    FROM unnest(v_confidences, v_weights) WITH ORDINALITY u (c, w, position);
+    RETURN v_result;
+END
+$$;
+
+CREATE TABLE blackboard.actions (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    agent_id text NOT NULL,
+    type text NOT NULL,
+    target text DEFAULT ''::text NOT NULL,
+    parameters jsonb DEFAULT '{}'::jsonb NOT NULL,
+    requires_approval boolean DEFAULT true NOT NULL,
+    approval text,
+    proposal_id uuid,
+    status text DEFAULT 'proposed'::text NOT NULL,
+    vote_accepted boolean DEFAULT false NOT NULL,
+    approved_by text,
+    rejected_by text,
+    approval_reason text DEFAULT ''::text NOT NULL,
+    executor text,
+    lease_id uuid,
+    token bigint DEFAULT 0 NOT NULL,
+    result jsonb,
+    error text,
+    rolled_back_by text,
+    rollback_reason text,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    decided_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    CONSTRAINT actions_approval_iff_required CHECK ((requires_approval = (approval IS NOT NULL))),
+    CONSTRAINT actions_approval_known CHECK ((approval = ANY (ARRAY['vote'::text, 'human'::text, 'both'::text]))),
+    CONSTRAINT actions_approval_reason_length CHECK ((length(approval_reason) <= 4000)),
+    CONSTRAINT actions_approved_before_start CHECK (((status = ANY (ARRAY['proposed'::text, 'awaiting_approval'::text, 'rejected'::text])) OR (approval IS NULL) OR ((approval = 'vote'::text) AND (vote_accepted OR (approved_by IS NOT NULL))) OR ((approval = 'human'::text) AND (approved_by IS NOT NULL)) OR ((approval = 'both'::text) AND vote_accepted AND (approved_by IS NOT NULL)))),
+    CONSTRAINT actions_approved_by_length CHECK (((length(approved_by) >= 1) AND (length(approved_by) <= 200))),
+    CONSTRAINT actions_approver_is_another CHECK ((approved_by <> agent_id)),
+    CONSTRAINT actions_decided_at_iff_decided CHECK (((status = ANY (ARRAY['proposed'::text, 'awaiting_approval'::text])) = (decided_at IS NULL))),
+    CONSTRAINT actions_error_length CHECK ((length(error) <= 10000)),
+    CONSTRAINT actions_escalation_needs_human CHECK (((type <> 'escalate'::text) OR (COALESCE(approval, ''::text) = ANY (ARRAY['human'::text, 'both'::text])))),
+    CONSTRAINT actions_executor_iff_started CHECK (((status = ANY (ARRAY['executing'::text, 'completed'::text, 'failed'::text, 'rolled_back'::text])) = ((executor IS NOT NULL) AND (lease_id IS NOT NULL) AND (started_at IS NOT NULL) AND (token > 0)))),
+    CONSTRAINT actions_finished_at_iff_finished CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text, 'rolled_back'::text])) = (finished_at IS NOT NULL))),
+    CONSTRAINT actions_parameters_size CHECK ((pg_column_size(parameters) <= 1048576)),
+    CONSTRAINT actions_rejected_by_length CHECK (((length(rejected_by) >= 1) AND (length(rejected_by) <= 200))),
+    CONSTRAINT actions_result_size CHECK ((pg_column_size(result) <= 1048576)),
+    CONSTRAINT actions_rollback_reason_length CHECK ((length(rollback_reason) <= 4000)),
+    CONSTRAINT actions_rolled_back_by_length CHECK (((length(rolled_back_by) >= 1) AND (length(rolled_back_by) <= 200))),
+    CONSTRAINT actions_rolled_back_by_whom CHECK (((status = 'rolled_back'::text) = (rolled_back_by IS NOT NULL))),
+    CONSTRAINT actions_status_known CHECK ((status = ANY (ARRAY['proposed'::text, 'awaiting_approval'::text, 'approved'::text, 'rejected'::text, 'executing'::text, 'completed'::text, 'failed'::text, 'rolled_back'::text]))),
+    CONSTRAINT actions_target_length CHECK ((length(target) <= 500)),
+    CONSTRAINT actions_token_range CHECK ((token >= 0)),
+    CONSTRAINT actions_type_known CHECK ((type = ANY (ARRAY['query'::text, 'modify'::text, 'notify'::text, 'escalate'::text]))),
+    CONSTRAINT actions_vote_needs_proposal CHECK (((approval <> ALL (ARRAY['vote'::text, 'both'::text])) OR (proposal_id IS NOT NULL)))
+);
+
+COMMENT ON COLUMN blackboard.actions.approval IS 'Who must say yes: vote, human or both; NULL when nobody must. A human may also decide in place of a vote.';
+
+COMMENT ON COLUMN blackboard.actions.lease_id IS 'The lease under which it executes; no history.';
+
+CREATE FUNCTION blackboard.approve_action(p_session_id uuid, p_id uuid, p_by text, p_reason text, p_actor text) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    PERFORM blackboard.act_as(p_by);
+    v_action := blackboard.lock_action(p_session_id, p_id);
+    IF v_action.agent_id IN (p_by, p_actor) THEN
+        PERFORM blackboard.raise('BB005', format('%s proposed this action; somebody else must approve it.', v_action.agent_id),
+                                 jsonb_build_object('noun', 'action', 'id', p_id, 'agent_id', v_action.agent_id));
+    END IF;
+    IF v_action.approved_by = p_by THEN
+        RETURN v_action;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+    IF v_action.status <> 'awaiting_approval' OR v_action.approved_by IS NOT NULL THEN
+        PERFORM blackboard.raise('BB003',
+            CASE WHEN v_action.status = 'awaiting_approval'
+                 THEN format('%s has approved this action already; it waits for its vote.', v_action.approved_by)
+                 ELSE format('The action is %s and awaits no approval.', v_action.status) END,
+            jsonb_build_object('noun', 'action', 'id', p_id, 'status', v_action.status,
+                               'approved_by', v_action.approved_by));
+    END IF;
+    UPDATE blackboard.actions
+    SET approved_by = p_by, approval_reason = p_reason,
+        status = CASE WHEN approval = 'both' AND NOT vote_accepted THEN status ELSE 'approved' END
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_action;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.assess_hypothesis(p_session_id uuid, p_id uuid, p_agent_id text, p_confidence double precision, p_reason text, p_key text) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.open_session(p_session_id);
+    IF blackboard.first_time(p_session_id, p_key, 'assess_hypothesis',
+                             jsonb_build_array(p_id, p_agent_id, p_confidence, p_reason)) THEN
+        PERFORM 1 FROM blackboard.hypotheses h
+        WHERE h.session_id = p_session_id AND h.id = p_id FOR NO KEY UPDATE;
+        PERFORM blackboard.proposed_hypothesis(p_session_id, p_id);
+        INSERT INTO blackboard.hypothesis_assessments AS a (session_id, hypothesis_id, agent_id, confidence, reason)
+        VALUES (p_session_id, p_id, p_agent_id, p_confidence, coalesce(p_reason, ''))
+        ON CONFLICT (session_id, hypothesis_id, agent_id) DO UPDATE
+            SET confidence = excluded.confidence, reason = excluded.reason, at = blackboard.now()
+            WHERE (a.confidence, a.reason) IS DISTINCT FROM (excluded.confidence, excluded.reason);
+    END IF;
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.backoff(p_delay interval, p_attempt integer) RETURNS interval
+    LANGUAGE sql
+    AS $$
+    SELECT least(p_delay * power(2, least(greatest(p_attempt, 1) - 1, 30)), interval '1 hour') * (0.5 + random())
+$$;
+
+CREATE FUNCTION blackboard.ballots_pass(p_rule text, p_threshold double precision, p_min_turnout double precision, p_yes numeric, p_no numeric, p_abstained numeric, p_total numeric) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT p_total > 0
+       AND (round(p_yes + p_no + p_abstained, 40) / nullif(p_total, 0))::double precision >= p_min_turnout
+       AND CASE p_rule
+               WHEN 'majority' THEN p_yes > p_no
+               WHEN 'threshold' THEN
+                   p_yes > 0 AND (round(p_yes, 40) / nullif(p_yes + p_no, 0))::double precision >= p_threshold
+               WHEN 'unanimous' THEN p_yes > 0 AND p_no = 0
+               ELSE false
+           END
+$$;
+
+CREATE FUNCTION blackboard.cancel_lock_wait(p_session_id uuid, p_agent_id text, p_request_id uuid) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+    v_ended boolean;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    SELECT l.* INTO v_lock FROM blackboard.locks l
+    WHERE l.session_id = p_session_id
+      AND l.id = coalesce(
+          (SELECT w.lock_id FROM blackboard.lock_waiters w WHERE w.session_id = p_session_id AND w.id = p_request_id
+             AND w.agent_id = p_agent_id),
+          (SELECT h.id FROM blackboard.locks h WHERE h.session_id = p_session_id AND h.request_id = p_request_id
+             AND h.holder = p_agent_id))
+    FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    -- Between the look and the lock the request may have been granted.
+    DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id AND id = p_request_id;
+    v_ended := FOUND;
+    UPDATE blackboard.locks
+    SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL,
+        released_token = token
+    WHERE session_id = p_session_id AND id = v_lock.id AND request_id = p_request_id;
+    v_ended := v_ended OR FOUND;
+    PERFORM blackboard.advance_lock(p_session_id, v_lock.id);
+    RETURN v_ended;
+END
+$$;
+
+CREATE FUNCTION blackboard.cancel_task(p_session_id uuid, p_id uuid, p_reason text, p_actor text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status = 'cancelled' OR v_task.cancel_requested THEN
+        RETURN NEXT v_task;
+    ELSIF v_task.completed_at IS NOT NULL AND v_task.status <> 'dead' THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s; it can no longer be cancelled.', p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    ELSIF v_task.status = 'running' THEN
+        RETURN QUERY UPDATE blackboard.tasks t SET cancel_requested = true
+                     WHERE t.session_id = p_session_id AND t.id = p_id RETURNING t.*;
+    ELSE
+        RETURN QUERY
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+            error = jsonb_build_object('code', 'cancelled', 'message', p_reason)
+        WHERE t.session_id = p_session_id AND t.id = p_id RETURNING t.*;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.changed(p_old jsonb, p_new jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT coalesce(jsonb_object_agg(n.key, n.value), '{}')
+    FROM jsonb_each(p_new) n WHERE n.value IS DISTINCT FROM p_old -> n.key
+$$;
+
+CREATE FUNCTION blackboard.check_dependencies() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_session uuid;
+    v_path uuid[];
+BEGIN
+    FOR v_session IN SELECT DISTINCT n.session_id FROM new_rows n ORDER BY 1 LOOP
+        -- Edges of one session are added one transaction at a time: two halves of a cycle must see each other.
+        PERFORM pg_advisory_xact_lock(hashtextextended('blackboard dependencies ' || v_session, 0));
+        -- The search starts at new edges only, and needs a task that both has dependants and depends.
+        WITH RECURSIVE walk AS (
+            SELECT n.task_id AS origin, n.depends_on_id AS at_id, ARRAY[n.task_id, n.depends_on_id] AS path
+            FROM new_rows n WHERE n.session_id = v_session
+            UNION ALL
+            SELECT w.origin, d.depends_on_id, w.path || d.depends_on_id
+            FROM walk w
+            JOIN blackboard.task_dependencies d ON d.session_id = v_session AND d.task_id = w.at_id
+            WHERE w.at_id <> w.origin AND NOT d.depends_on_id = ANY (w.path[2:])
+        ) CYCLE at_id SET seen USING visited
+        SELECT w.path INTO v_path FROM walk w WHERE w.at_id = w.origin LIMIT 1;
+        IF v_path IS NOT NULL THEN
+            PERFORM blackboard.raise('BB008', 'The dependencies form a cycle: ' || array_to_string(v_path, ' -> ')
+                                              || '. Leave one of these edges out.',
+                                     jsonb_build_object('field', 'depends_on', 'path', to_jsonb(v_path)));
+        END IF;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = v_session AND t.id IN (SELECT n.depends_on_id FROM new_rows n WHERE n.session_id = v_session)
+        ORDER BY t.id FOR UPDATE;
+        UPDATE blackboard.tasks t SET has_dependants = true
+        WHERE t.session_id = v_session AND NOT t.has_dependants
+          AND t.id IN (SELECT n.depends_on_id FROM new_rows n WHERE n.session_id = v_session);
+        UPDATE blackboard.task_dependencies d
+        SET state = CASE WHEN p.status = 'completed' OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
+        FROM new_rows n JOIN blackboard.tasks p ON p.session_id = n.session_id AND p.id = n.depends_on_id
+        WHERE n.session_id = v_session AND d.session_id = v_session AND d.task_id = n.task_id
+          AND d.depends_on_id = n.depends_on_id AND p.completed_at IS NOT NULL;
+        -- A task that was ready goes back to blocked, unless it runs already.
+        UPDATE blackboard.tasks t
+        SET status = 'blocked', blockers = w.waiting, position = NULL
+        FROM (SELECT d.task_id, count(*)::integer AS waiting FROM blackboard.task_dependencies d
+              WHERE d.session_id = v_session AND d.state = 'waiting'
+                AND d.task_id IN (SELECT n.task_id FROM new_rows n WHERE n.session_id = v_session)
+              GROUP BY d.task_id) w
+        WHERE t.session_id = v_session AND t.id = w.task_id AND t.status IN ('pending', 'assigned', 'scheduled');
+        PERFORM blackboard.refresh_blockers(
+            v_session, array(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.session_id = v_session));
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT n.session_id, 'task.dependency_added', n.task_id,
+               jsonb_build_object('depends_on', n.depends_on_id, 'on_failure', n.on_failure)
+        FROM new_rows n WHERE n.session_id = v_session;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.check_sessions(p_session_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    FOREACH v_id IN ARRAY p_session_ids LOOP
+        PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused');
+        IF NOT FOUND THEN
+            PERFORM blackboard.open_session(v_id);
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION blackboard.claim_by_hand(p_session_id uuid, p_id uuid, p_agent_id text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lease uuid := gen_random_uuid();
+BEGIN
+    PERFORM blackboard.start_lease(v_lease, 'sql', pg_backend_pid(), interval '15 minutes');
+    RETURN QUERY SELECT * FROM blackboard.claim_task(p_session_id, p_id, p_agent_id, v_lease, gen_random_uuid());
+END
+$$;
+
+CREATE FUNCTION blackboard.claim_task(p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid, p_claim_id uuid) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.status = 'running';
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.live_lease(p_lease_id);
+    PERFORM blackboard.tend_leases();
+    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = p_id
+          AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.claim_tasks(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_got integer;
+    v_below smallint := 11;
+    v_priority smallint;
+    v_capabilities text[] := p_capabilities || ''::text;
+    v_capability text;
+    v_now timestamptz := blackboard.now();
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.live_lease(p_lease_id);
+    PERFORM blackboard.tend_leases();
+    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(p_limit, 100));
+
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+        ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+    GET DIAGNOSTICS v_got = ROW_COUNT;
+    v_left := v_left - v_got;
+
+    WHILE v_left > 0 LOOP
+        -- The highest priority below the last one at which any of the capabilities has something ready.
+        SELECT max(h.priority) INTO v_priority
+        FROM unnest(v_capabilities) c (capability),
+             LATERAL (SELECT t.priority FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                        AND t.priority < v_below
+                      ORDER BY t.priority DESC LIMIT 1) h;
+        EXIT WHEN v_priority IS NULL;
+        FOREACH v_capability IN ARRAY v_capabilities LOOP
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.session_id, t.id FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending'
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+                deadline_at = v_now + t.timeout, progress = NULL
+            FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            RETURNING t.*;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            v_left := v_left - v_got;
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        v_below := v_priority;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION blackboard.close_due_proposals(p_session_id uuid, p_limit integer DEFAULT 100) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_due record;
+    v_count integer := 0;
+    v_actor text := pg_catalog.current_setting('blackboard.actor', true);
+BEGIN
+    PERFORM FROM blackboard.proposals
+    WHERE session_id = p_session_id AND status = 'open' AND deadline_at <= blackboard.now() LIMIT 1;
+    IF NOT FOUND OR pg_catalog.current_setting('transaction_read_only') = 'on' THEN
+        RETURN 0;
+    END IF;
+    -- Nobody who happens to look decided this.
+    PERFORM blackboard.act_as('blackboard');
+    FOR v_due IN
+        SELECT id, at_deadline FROM blackboard.proposals
+        WHERE session_id = p_session_id AND status = 'open' AND deadline_at <= blackboard.now()
+        ORDER BY deadline_at, id LIMIT p_limit FOR UPDATE SKIP LOCKED
+    LOOP
+        UPDATE blackboard.proposals p
+        SET status = CASE v_due.at_deadline
+                         WHEN 'reject' THEN 'rejected'
+                         WHEN 'escalate' THEN 'expired'
+                         ELSE (blackboard.tally(p_session_id, v_due.id)).outcome
+                     END
+        WHERE p.session_id = p_session_id AND p.id = v_due.id;
+        v_count := v_count + 1;
+    END LOOP;
+    PERFORM blackboard.act_as(v_actor);
+    RETURN v_count;
+END
+$$;
+
+CREATE TABLE blackboard.sessions (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    goal text DEFAULT ''::text NOT NULL,
+    context jsonb DEFAULT '{}'::jsonb NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    outcome jsonb,
+    allow_self_validation boolean DEFAULT false NOT NULL,
+    created_by text DEFAULT blackboard.current_actor() NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    closed_at timestamp with time zone,
+    CONSTRAINT sessions_closed_at_iff_closed CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text])) = (closed_at IS NOT NULL))),
+    CONSTRAINT sessions_context_size CHECK ((pg_column_size(context) <= 1048576)),
+    CONSTRAINT sessions_goal_length CHECK ((length(goal) <= 10000)),
+    CONSTRAINT sessions_name_length CHECK (((length(name) >= 1) AND (length(name) <= 200))),
+    CONSTRAINT sessions_not_the_board CHECK ((id <> '00000000-0000-0000-0000-000000000000'::uuid)),
+    CONSTRAINT sessions_outcome_size CHECK ((pg_column_size(outcome) <= 1048576)),
+    CONSTRAINT sessions_status_known CHECK ((status = ANY (ARRAY['active'::text, 'paused'::text, 'completed'::text, 'failed'::text])))
+);
+
+CREATE FUNCTION blackboard.close_session(p_session_id uuid, p_status text, p_outcome jsonb, p_actor text) RETURNS blackboard.sessions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_session blackboard.sessions;
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    IF p_status NOT IN ('completed', 'failed') THEN
+        PERFORM blackboard.raise('BB002', 'A session is closed as completed or failed.', '{"field": "status"}');
+    END IF;
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id FOR UPDATE;
+    IF v_session.status = p_status AND v_session.outcome IS NOT DISTINCT FROM p_outcome THEN
+        RETURN v_session;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+
+    UPDATE blackboard.proposals SET status = 'expired' WHERE session_id = p_session_id AND status = 'open';
+    UPDATE blackboard.actions
+    SET status = 'rejected', rejected_by = blackboard.current_actor(), approval_reason = 'The session was closed.',
+        decided_at = blackboard.now()
+    WHERE session_id = p_session_id AND status IN ('proposed', 'awaiting_approval');
+    PERFORM 1 FROM blackboard.tasks
+    WHERE session_id = p_session_id AND completed_at IS NULL ORDER BY id FOR UPDATE;
+    UPDATE blackboard.tasks
+    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+        error = jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
+    WHERE session_id = p_session_id AND completed_at IS NULL AND status <> 'running';
+    UPDATE blackboard.tasks SET cancel_requested = true
+    WHERE session_id = p_session_id AND status = 'running' AND NOT cancel_requested;
+    DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id;
+    UPDATE blackboard.locks SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL
+    WHERE session_id = p_session_id AND holder IS NOT NULL;
+
+    UPDATE blackboard.sessions SET status = p_status, outcome = p_outcome, closed_at = blackboard.now()
+    WHERE id = p_session_id RETURNING * INTO v_session;
+    RETURN v_session;
+END
+$$;
+
+CREATE FUNCTION blackboard.commit_synchronously() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF pg_catalog.current_setting('synchronous_commit') = 'off' THEN
+        PERFORM pg_catalog.set_config('synchronous_commit', 'on', true);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.complete_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_result jsonb) RETURNS blackboard.actions
+    LANGUAGE sql
+    AS $$ SELECT * FROM blackboard.finish_action(p_session_id, p_id, p_agent_id, p_token, 'completed', p_result, NULL) $$;
+
+CREATE FUNCTION blackboard.complete_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_results jsonb[], p_agent_id text) RETURNS SETOF uuid
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_done integer;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    UPDATE blackboard.tasks t
+    SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
+        error = NULL
+    FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
+    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.lease_id IS NOT NULL;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH refused AS (
+        SELECT x.id, x.claim_id, x.attempt, x.result
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        WHERE (t.status, t.claim_id, t.attempt) IS DISTINCT FROM ('completed', x.claim_id, x.attempt)
+    ), kept AS (
+        INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, result)
+        SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r
+        ON CONFLICT DO NOTHING)
+    SELECT r.id FROM refused r;
+END
+$$;
+
+CREATE TABLE blackboard.finding_links (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    finding_id uuid NOT NULL,
+    other_id uuid NOT NULL,
+    kind text DEFAULT 'contradicts'::text NOT NULL,
+    agent_id text DEFAULT blackboard.current_actor() NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT finding_links_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT finding_links_kind_known CHECK ((kind = 'contradicts'::text)),
+    CONSTRAINT finding_links_not_itself CHECK ((finding_id <> other_id)),
+    CONSTRAINT finding_links_reason_length CHECK ((length(reason) <= 4000))
+);
+
+CREATE FUNCTION blackboard.contradict_finding(p_session_id uuid, p_id uuid, p_by_id uuid, p_reason text, p_actor text) RETURNS blackboard.finding_links
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_link blackboard.finding_links;
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    -- The check on a CHECK's behalf: the locks and the look below need two different findings.
+    IF p_id = p_by_id THEN
+        PERFORM blackboard.raise('BB002', 'A finding cannot contradict itself; name another one.', '{"field": "by"}');
+    END IF;
+    SELECT * INTO v_link FROM blackboard.finding_links l
+    WHERE l.session_id = p_session_id AND l.finding_id = p_id AND l.other_id = p_by_id AND l.kind = 'contradicts';
+    IF FOUND THEN
+        RETURN v_link;
+    END IF;
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id AND f.id IN (p_id, p_by_id) ORDER BY f.id FOR NO KEY UPDATE;
+    FOREACH v_id IN ARRAY ARRAY[p_id, p_by_id] LOOP
+        PERFORM blackboard.active_finding(p_session_id, v_id);
+    END LOOP;
+    INSERT INTO blackboard.finding_links (session_id, finding_id, other_id, kind, agent_id, reason)
+    VALUES (p_session_id, p_id, p_by_id, 'contradicts', blackboard.current_actor(), coalesce(p_reason, ''))
+    ON CONFLICT ON CONSTRAINT finding_links_once DO NOTHING
+    RETURNING * INTO v_link;
+    IF NOT FOUND THEN
+        SELECT * INTO v_link FROM blackboard.finding_links l
+        WHERE l.session_id = p_session_id AND l.finding_id = p_id AND l.other_id = p_by_id AND l.kind = 'contradicts';
+    END IF;
+    RETURN v_link;
+END
+$$;
+
+CREATE TABLE blackboard.memberships (
+    session_id uuid NOT NULL,
+    agent_id text NOT NULL,
+    role text DEFAULT 'member'::text NOT NULL,
+    vote_weight double precision DEFAULT 1 NOT NULL,
+    lease_id uuid,
+    joined_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    left_at timestamp with time zone,
+    CONSTRAINT memberships_role_length CHECK (((length(role) >= 1) AND (length(role) <= 50))),
+    CONSTRAINT memberships_vote_weight_range CHECK (((vote_weight >= (0)::double precision) AND (vote_weight <= (1000000)::double precision)))
+);
+
+COMMENT ON COLUMN blackboard.memberships.lease_id IS 'Presence, and no history: the agent is there while it is live.';
+
+CREATE FUNCTION blackboard.current_member(p_session_id uuid, p_agent_id text) RETURNS blackboard.memberships
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_member blackboard.memberships;
+BEGIN
+    SELECT * INTO v_member FROM blackboard.memberships
+    WHERE session_id = p_session_id AND agent_id = p_agent_id AND left_at IS NULL;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB005',
+            format('%s is not a member of this session; join it first.', coalesce(p_agent_id, 'NULL')),
+            jsonb_build_object('noun', 'agent', 'id', p_agent_id));
+    END IF;
+    RETURN v_member;
+END
+$$;
+
+CREATE FUNCTION blackboard.current_tx() RETURNS bigint
+    LANGUAGE sql STABLE
+    AS $$ SELECT pg_catalog.pg_current_xact_id()::text::bigint + blackboard.tx_offset() $$;
+
+CREATE FUNCTION blackboard.cursor_history() RETURNS text
+    LANGUAGE sql STABLE
+    AS $$ SELECT substr(replace(h.id::text, '-', ''), 1, 8) FROM blackboard.history h $$;
+
+CREATE FUNCTION blackboard.cursor_now(p_session_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_own bigint := pg_current_xact_id_if_assigned()::text::bigint + blackboard.tx_offset();
+    v_newest bigint;
+BEGIN
+    SELECT max(tx) INTO v_newest FROM (
+        SELECT e.tx FROM blackboard.events e
+        WHERE e.session_id = p_session_id AND (v_own IS NULL OR e.tx <> v_own)
+        ORDER BY e.tx DESC LIMIT 1) newest;
+    SELECT greatest(v_newest, p.tx) INTO v_newest FROM (SELECT max(tx) AS tx FROM blackboard.pruned_events
+                                                       WHERE session_id = p_session_id) p;
+    RETURN concat_ws('.', 'bb1', blackboard.cursor_history(), coalesce(v_newest + 1, 0), (
+        SELECT coalesce(string_agg(r.x::text, ','), '')
+        FROM (SELECT x::text::bigint + blackboard.tx_offset() FROM pg_snapshot_xip(pg_current_snapshot()) x
+              UNION SELECT v_own WHERE v_own IS NOT NULL) r (x)
+        WHERE r.x < coalesce(v_newest + 1, 0)));
+END
+$$;
+
+CREATE FUNCTION blackboard.decide_task(p_session_id uuid, p_id uuid, p_approved boolean, p_by text, p_reason text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_by);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF p_approved AND v_task.approved_by = blackboard.current_actor() THEN
+        RETURN NEXT v_task;
+        RETURN;
+    END IF;
+    IF v_task.status <> 'awaiting_approval' THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s and waits for no approval.', p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    END IF;
+    v_task.approved_by := CASE WHEN p_approved THEN blackboard.current_actor() END;
+    v_task.status := CASE WHEN p_approved THEN blackboard.next_status(v_task) ELSE 'cancelled' END;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET approved_by = v_task.approved_by, status = v_task.status,
+        position = CASE WHEN v_task.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+        completed_at = CASE WHEN NOT p_approved THEN blackboard.now() END,
+        error = CASE WHEN NOT p_approved THEN jsonb_build_object('code', 'rejected', 'message', p_reason) END
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.electors_guard() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    -- Depth 1 is a statement of somebody's own; deeper is the trigger of the proposal that is being opened or deleted.
+    IF pg_trigger_depth() = 1 THEN
+        PERFORM blackboard.raise('BB005', 'The electorate is fixed when a proposal is opened; withdraw it and open another.',
+                                 jsonb_build_object('noun', 'proposal'));
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.end_decisions(p_session_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id, 2147483647);
+    PERFORM FROM blackboard.proposals WHERE session_id = p_session_id AND status = 'open' ORDER BY id FOR NO KEY UPDATE;
+    UPDATE blackboard.proposals SET status = 'expired' WHERE session_id = p_session_id AND status = 'open';
+    UPDATE blackboard.actions SET status = 'rejected', approval_reason = 'The session was closed.'
+    WHERE session_id = p_session_id AND status = 'awaiting_approval';
+    UPDATE blackboard.actions
+    SET status = 'failed', error = 'The session was closed while this was executing; its outcome is unknown.'
+    WHERE session_id = p_session_id AND status = 'executing';
+    PERFORM FROM blackboard.locks WHERE session_id = p_session_id ORDER BY id FOR NO KEY UPDATE;
+    DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id;
+    UPDATE blackboard.locks
+    SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL,
+        released_token = token
+    WHERE session_id = p_session_id AND holder IS NOT NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.end_lease(p_lease_id uuid) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE blackboard.leases SET lapsed_at = blackboard.now() WHERE id = p_lease_id AND lapsed_at IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM blackboard.sweep_leases(1000);
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION blackboard.event_types(p_topics text[]) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT array_agg(DISTINCT y)
+    FROM unnest(p_topics) t (topic),
+         LATERAL unnest(CASE
+             WHEN topic = 'agent.error.occurred'
+                 THEN ARRAY['task.retried', 'task.failed', 'task.dead', 'task.lapsed', 'action.failed']
+             WHEN topic ~ '^agent\.(task|finding|action|hypothesis|session|proposal|vote|lock|message)\.'
+                 THEN ARRAY[substr(topic, 7)]
+             ELSE ARRAY[topic] END) y
+$$;
+
+CREATE FUNCTION blackboard.evidence_log_odds(p_confidence double precision, p_weight double precision, p_trust double precision, p_contradicted boolean) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT p_weight * p_trust * CASE WHEN p_contradicted THEN 0.5 ELSE 1 END
+           * ln((0.5 + least(coalesce(p_confidence, 0.5), 0.98) / 2) / (0.5 - least(coalesce(p_confidence, 0.5), 0.98) / 2))
+$$;
+
+CREATE FUNCTION blackboard.expertise(p_agent_id text, p_category text) RETURNS double precision
+    LANGUAGE sql STABLE
+    AS $$
+    -- 0.5 for what nobody declared: neither trusted blindly nor ignored.
+    SELECT coalesce((SELECT (a.expertise ->> p_category)::double precision
+                     FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5)
+$$;
+
+CREATE FUNCTION blackboard.fail_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_error text) RETURNS blackboard.actions
+    LANGUAGE sql
+    AS $$ SELECT * FROM blackboard.finish_action(p_session_id, p_id, p_agent_id, p_token, 'failed', NULL, p_error) $$;
+
+CREATE FUNCTION blackboard.fail_task(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_error jsonb, p_retry boolean, p_delay interval, p_agent_id text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+    v_status text;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    SELECT * INTO v_task FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.attempt = p_attempt
+      AND t.status IN ('scheduled', 'failed', 'dead') AND t.error -> 'attempt' = to_jsonb(p_attempt);
+    IF FOUND THEN
+        RETURN NEXT v_task;
+        RETURN;
+    END IF;
+    v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    v_status := CASE WHEN NOT p_retry THEN 'failed'
+                     WHEN v_task.cancel_requested THEN 'cancelled'
+                     WHEN v_task.attempt - v_task.released >= v_task.max_attempts THEN 'dead'
+                     ELSE 'scheduled' END;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = v_status, lease_id = NULL, deadline_at = NULL,
+        error = p_error || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
+        run_at = CASE WHEN v_status = 'scheduled'
+                      THEN blackboard.now() + coalesce(p_delay, blackboard.backoff(t.retry_delay, t.attempt))
+                      ELSE t.run_at END,
+        completed_at = CASE WHEN v_status <> 'scheduled' THEN blackboard.now() END
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.finding_fingerprint(p_category text, p_type text, p_content jsonb) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT pg_catalog.sha256(pg_catalog.convert_to(
+        p_category || E'\n' || p_type || E'\n' || blackboard.normal_text(p_content), 'UTF8'))
+$$;
+
+CREATE FUNCTION blackboard.finding_trust(p_session_id uuid, p_agent_id text, p_derived_from uuid[]) RETURNS double precision
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT least(coalesce((SELECT a.trust FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5),
+                 (SELECT min(f.trust) FROM blackboard.findings f
+                  WHERE f.session_id = p_session_id AND f.id = ANY (p_derived_from)))
+$$;
+
+CREATE FUNCTION blackboard.finish_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_status text, p_result jsonb, p_error text) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    v_action := blackboard.lock_action(p_session_id, p_id);
+    IF v_action.token IS DISTINCT FROM p_token OR v_action.executor IS DISTINCT FROM p_agent_id
+       OR (v_action.status = 'executing' AND blackboard.lease_lapsed(v_action.lease_id)) THEN
+        PERFORM blackboard.raise('BB006',
+            'This execution is no longer yours: your lease lapsed or another agent has started the action. '
+            'Do not go on; look at the action to see who has it.',
+            jsonb_build_object('noun', 'action', 'id', p_id, 'token', p_token, 'status', v_action.status,
+                               'executor', v_action.executor));
+    END IF;
+    IF v_action.status = p_status THEN
+        IF (v_action.result, v_action.error) IS DISTINCT FROM (p_result, p_error) THEN
+            PERFORM blackboard.raise('BB004', format('This execution was %s before with another result.', p_status),
+                                     jsonb_build_object('noun', 'action', 'id', p_id, 'token', p_token));
+        END IF;
+        RETURN v_action;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+    IF v_action.status <> 'executing' THEN
+        PERFORM blackboard.raise('BB003', format('The action is %s already.', v_action.status),
+                                 jsonb_build_object('noun', 'action', 'id', p_id, 'status', v_action.status));
+    END IF;
+    UPDATE blackboard.actions SET status = p_status, result = p_result, error = p_error
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_action;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.first_time(p_session_id uuid, p_key text, p_verb text, p_content jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_digest text := md5(p_content::text);
+    v_found blackboard.requests;
+BEGIN
+    IF p_key IS NULL THEN
+        RETURN true;
+    END IF;
+    DELETE FROM blackboard.requests r WHERE (r.session_id, r.key) IN (
+        SELECT session_id, key FROM blackboard.requests WHERE at < blackboard.now() - interval '1 day'
+        ORDER BY at LIMIT 20 FOR UPDATE SKIP LOCKED);
+    INSERT INTO blackboard.requests (session_id, key, verb, digest) VALUES (p_session_id, p_key, p_verb, v_digest)
+    ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    SELECT * INTO v_found FROM blackboard.requests WHERE session_id = p_session_id AND key = p_key;
+    IF v_found.verb IS DISTINCT FROM p_verb OR v_found.digest IS DISTINCT FROM v_digest THEN
+        PERFORM blackboard.raise('BB004',
+            format('The idempotency key %L was used before for another call; use a new key.', p_key),
+            jsonb_build_object('field', 'key', 'key', p_key, 'verb', v_found.verb));
+    END IF;
+    RETURN false;
+END
+$$;
+
+CREATE FUNCTION blackboard.get_action(p_session_id uuid, p_id uuid) RETURNS SETOF blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    RETURN QUERY SELECT * FROM blackboard.actions WHERE session_id = p_session_id AND id = p_id;
+END
+$$;
+
+CREATE TABLE blackboard.proposals (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    agent_id text NOT NULL,
+    title text NOT NULL,
+    body jsonb DEFAULT '{}'::jsonb NOT NULL,
+    rule text DEFAULT 'majority'::text NOT NULL,
+    threshold double precision,
+    weighted boolean DEFAULT false NOT NULL,
+    min_turnout double precision NOT NULL,
+    electorate text[],
+    deadline_at timestamp with time zone DEFAULT (blackboard.now() + '00:05:00'::interval),
+    at_deadline text DEFAULT 'tally'::text NOT NULL,
+    status text DEFAULT 'open'::text NOT NULL,
+    decided_at timestamp with time zone,
+    result jsonb,
+    ballots bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT proposals_at_deadline_known CHECK ((at_deadline = ANY (ARRAY['reject'::text, 'tally'::text, 'escalate'::text]))),
+    CONSTRAINT proposals_body_size CHECK ((pg_column_size(body) <= 1048576)),
+    CONSTRAINT proposals_deadline_after_opening CHECK ((deadline_at > created_at)),
+    CONSTRAINT proposals_decided_iff_closed CHECK ((((status = 'open'::text) = (decided_at IS NULL)) AND ((status = 'open'::text) = (result IS NULL)))),
+    CONSTRAINT proposals_min_turnout_range CHECK (((min_turnout >= (0)::double precision) AND (min_turnout <= (1)::double precision))),
+    CONSTRAINT proposals_rule_known CHECK ((rule = ANY (ARRAY['majority'::text, 'unanimous'::text, 'threshold'::text]))),
+    CONSTRAINT proposals_status_known CHECK ((status = ANY (ARRAY['open'::text, 'accepted'::text, 'rejected'::text, 'expired'::text, 'withdrawn'::text]))),
+    CONSTRAINT proposals_threshold_iff_rule CHECK (((rule = 'threshold'::text) = (threshold IS NOT NULL))),
+    CONSTRAINT proposals_threshold_range CHECK (((threshold > (0)::double precision) AND (threshold <= (1)::double precision))),
+    CONSTRAINT proposals_title_length CHECK (((length(title) >= 1) AND (length(title) <= 500)))
+)
+WITH (fillfactor='70');
+
+COMMENT ON COLUMN blackboard.proposals.electorate IS 'The electors that were named at opening; NULL: every member then.';
+
+COMMENT ON COLUMN blackboard.proposals.ballots IS 'Grows with every ballot, so that two last ballots collide under REPEATABLE READ instead of leaving it open.';
+
+CREATE FUNCTION blackboard.get_proposal(p_session_id uuid, p_proposal_id uuid) RETURNS SETOF blackboard.proposals
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    RETURN QUERY SELECT * FROM blackboard.proposals WHERE session_id = p_session_id AND id = p_proposal_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.held_lock(p_session_id uuid, p_name text, p_agent_id text, p_token bigint) RETURNS blackboard.locks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+BEGIN
+    SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
+    IF NOT FOUND OR v_lock.holder IS NULL OR v_lock.token IS DISTINCT FROM p_token
+       OR v_lock.holder IS DISTINCT FROM p_agent_id OR v_lock.expires_at <= blackboard.now()
+       OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
+        PERFORM blackboard.raise('BB006', format('The lock %L is not yours under this token: it ran out or was released, '
+                                                 'and may be with somebody else. Stop what it protects; acquire it '
+                                                 'again.', p_name),
+                                 jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
+                                                    'holder', v_lock.holder));
+    END IF;
+    RETURN v_lock;
+END
+$$;
+
+CREATE FUNCTION blackboard.held_task(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer) RETURNS blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status <> 'running' OR v_task.claim_id IS DISTINCT FROM p_claim_id OR v_task.attempt <> p_attempt THEN
+        PERFORM blackboard.raise('BB006', format('Task %s is not yours any more (it is %s, attempt %s): drop this work.',
+                                                 p_id, v_task.status, v_task.attempt),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status,
+                                                    'attempt', v_task.attempt));
+    END IF;
+    RETURN v_task;
+END
+$$;
+
+CREATE FUNCTION blackboard.hint(p_session_id uuid, p_noun text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF pg_catalog.current_setting('blackboard.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_catalog.pg_notify('blackboard', p_session_id::text || ' ' || p_noun);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_actions_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_new record;
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'action.proposed', n.id, to_jsonb(n) - '{session_id,id,lease_id,created_at}'::text[]
+    FROM new_rows n;
+    -- Each goes on at once: approved where nobody must be asked, else to whoever decides.
+    FOR v_new IN SELECT n.session_id, n.id, n.approval, n.proposal_id FROM new_rows n LOOP
+        UPDATE blackboard.actions
+        SET status = CASE WHEN v_new.approval IS NULL THEN 'approved' ELSE 'awaiting_approval' END
+        WHERE session_id = v_new.session_id AND id = v_new.id;
+        IF v_new.approval IN ('vote', 'both') THEN
+            -- Waits for a ballot that is just deciding the proposal, and keeps the next one waiting for us.
+            PERFORM FROM blackboard.proposals
+            WHERE session_id = v_new.session_id AND id = v_new.proposal_id FOR SHARE;
+            PERFORM blackboard.settle_actions(v_new.session_id, v_new.proposal_id);
+        END IF;
+    END LOOP;
+    PERFORM blackboard.hint(s.session_id, 'actions') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_actions_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE
+               WHEN n.token < o.token OR (n.token > o.token AND n.status <> 'executing') THEN NULL
+               WHEN n.status = 'executing' AND (n.executor, n.lease_id) IS DISTINCT FROM (o.executor, o.lease_id)
+                    AND n.token = o.token THEN NULL
+               WHEN n.status = o.status THEN
+                   CASE WHEN n.token > o.token THEN 'action.started'
+                        WHEN n.approval IS DISTINCT FROM o.approval THEN 'action.awaiting_approval'
+                        ELSE 'action.updated' END
+               WHEN o.status = 'proposed' AND n.status = 'awaiting_approval' THEN 'action.awaiting_approval'
+               WHEN o.status = 'proposed' AND n.status = 'approved' AND n.approval IS NULL THEN 'action.approved'
+               WHEN o.status = 'awaiting_approval' AND n.status IN ('approved', 'rejected') THEN 'action.' || n.status
+               WHEN o.status = 'approved' AND n.status = 'executing' AND n.token > o.token THEN 'action.started'
+               WHEN o.status = 'executing' AND n.status IN ('completed', 'failed') THEN 'action.' || n.status
+               WHEN o.status IN ('completed', 'failed') AND n.status = 'rolled_back' THEN 'action.rolled_back'
+           END,
+           n.id,
+           blackboard.changed(to_jsonb(o), to_jsonb(n)) - 'lease_id'
+           || jsonb_build_object('agent_id', n.agent_id, 'type', n.type, 'target', n.target, 'status', n.status)
+           || CASE WHEN n.status = 'approved' AND o.status <> 'approved' THEN jsonb_build_object('approved_through',
+                       CASE WHEN n.approval IS NULL THEN 'policy'
+                            WHEN n.vote_accepted AND n.approved_by IS NOT NULL THEN 'both'
+                            WHEN n.vote_accepted THEN 'vote'
+                            ELSE 'human' END)
+                   ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE to_jsonb(n) - 'lease_id' IS DISTINCT FROM to_jsonb(o) - 'lease_id'
+       OR n.lease_id IS DISTINCT FROM o.lease_id;
+    PERFORM blackboard.hint(s.session_id, 'actions') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'The life cycle of an action has no such step: only an approved one starts, only '
+                                      'an executing one ends, and its token only grows.',
+                             jsonb_build_object('noun', 'action'));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_agents() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT '00000000-0000-0000-0000-000000000000', TG_ARGV[0], blackboard.agent_subject(n.id),
+           jsonb_build_object('agent_id', n.id, 'capabilities', n.capabilities, 'expertise', n.expertise,
+                              'capacity', n.capacity, 'role', n.role, 'trust', n.trust)
+    FROM new_rows n;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_assessments() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_row record;
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    FOR v_row IN
+        SELECT n.session_id, n.hypothesis_id, n.agent_id, n.confidence, n.reason FROM new_rows n
+        JOIN blackboard.hypotheses h ON h.session_id = n.session_id AND h.id = n.hypothesis_id
+        -- The author's first one came with the proposal, whose event has it.
+        WHERE NOT (TG_OP = 'INSERT' AND h.revision = 0 AND n.agent_id = h.agent_id AND n.confidence = h.prior)
+        ORDER BY n.session_id, n.hypothesis_id, n.agent_id
+    LOOP
+        PERFORM 1 FROM blackboard.hypotheses h
+        WHERE h.session_id = v_row.session_id AND h.id = v_row.hypothesis_id FOR NO KEY UPDATE;
+        PERFORM blackboard.proposed_hypothesis(v_row.session_id, v_row.hypothesis_id);
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        VALUES (v_row.session_id, 'hypothesis.assessed', v_row.hypothesis_id,
+                jsonb_build_object('assessment', jsonb_build_object('agent_id', v_row.agent_id,
+                                                                    'confidence', v_row.confidence,
+                                                                    'reason', v_row.reason)));
+        PERFORM blackboard.revise_hypotheses(v_row.session_id, ARRAY[v_row.hypothesis_id],
+            jsonb_build_object('event', 'hypothesis.assessed', 'agent_id', v_row.agent_id));
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_corroborations_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    IF EXISTS (SELECT FROM new_rows n JOIN blackboard.findings f ON f.session_id = n.session_id AND f.id = n.finding_id
+               WHERE f.agent_id = n.agent_id) THEN
+        PERFORM blackboard.raise('BB002', 'An agent cannot corroborate its own finding.', '{"field": "agent_id"}');
+    END IF;
+    PERFORM 1 FROM blackboard.findings f
+    WHERE (f.session_id, f.id) IN (SELECT n.session_id, n.finding_id FROM new_rows n)
+    ORDER BY f.session_id, f.id FOR NO KEY UPDATE;
+    WITH counted AS (
+        UPDATE blackboard.findings f SET corroborations = f.corroborations + c.more
+        FROM (SELECT n.session_id, n.finding_id, count(*)::integer AS more FROM new_rows n GROUP BY 1, 2) c
+        WHERE f.session_id = c.session_id AND f.id = c.finding_id
+        RETURNING f.session_id, f.id, f.corroborations
+    )
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'finding.corroborated', n.finding_id,
+           jsonb_build_object('corroborations', f.corroborations,
+                              'corroboration', jsonb_build_object('agent_id', n.agent_id, 'confidence', n.confidence)
+                                               || blackboard.in_event('evidence', n.evidence))
+    FROM new_rows n JOIN counted f ON f.session_id = n.session_id AND f.id = n.finding_id;
+    PERFORM blackboard.hint(s.session_id, 'findings') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_evidence_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_row record;
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    PERFORM 1 FROM blackboard.findings f
+    WHERE (f.session_id, f.id) IN (SELECT n.session_id, n.finding_id FROM new_rows n)
+    ORDER BY f.session_id, f.id FOR NO KEY UPDATE;
+    UPDATE blackboard.findings f SET updated_at = blackboard.now()
+    WHERE (f.session_id, f.id) IN (SELECT n.session_id, n.finding_id FROM new_rows n);
+    FOR v_row IN SELECT DISTINCT n.session_id, n.finding_id FROM new_rows n LOOP
+        PERFORM blackboard.active_finding(v_row.session_id, v_row.finding_id);
+    END LOOP;
+    PERFORM 1 FROM blackboard.hypotheses h
+    WHERE (h.session_id, h.id) IN (SELECT n.session_id, n.hypothesis_id FROM new_rows n)
+    ORDER BY h.session_id, h.id FOR NO KEY UPDATE;
+    FOR v_row IN SELECT DISTINCT n.session_id, n.hypothesis_id FROM new_rows n LOOP
+        PERFORM blackboard.proposed_hypothesis(v_row.session_id, v_row.hypothesis_id);
+    END LOOP;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'evidence.added', n.id,
+           jsonb_build_object('agent_id', n.agent_id, 'hypothesis_id', n.hypothesis_id, 'finding_id', n.finding_id,
+                              'supports', n.supports, 'weight', n.weight)
+    FROM new_rows n;
+    FOR v_row IN SELECT n.session_id, array_agg(DISTINCT n.hypothesis_id) AS hypothesis_ids,
+                        jsonb_build_object('event', 'evidence.added', 'finding_ids', jsonb_agg(DISTINCT n.finding_id))
+                            AS because
+                 FROM new_rows n GROUP BY n.session_id LOOP
+        PERFORM blackboard.revise_hypotheses(v_row.session_id, v_row.hypothesis_ids, v_row.because);
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_evidence_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_row record;
+BEGIN
+    IF EXISTS (SELECT FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
+               WHERE n.id IS NULL OR (n.hypothesis_id, n.finding_id, n.created_at)
+                                     <> (o.hypothesis_id, o.finding_id, o.created_at)) THEN
+        PERFORM blackboard.raise('BB012', 'What a link of evidence connects never changes; retract it and add another.',
+                                 '{"noun": "evidence"}');
+    END IF;
+    SELECT o.id INTO v_row FROM old_rows o JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
+    WHERE o.retracted_at IS NOT NULL AND n.retracted_at IS NULL LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB003', 'Evidence that was retracted stays so; add it again.',
+                                 jsonb_build_object('noun', 'evidence', 'id', v_row.id, 'status', 'retracted'));
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE WHEN n.retracted_at IS NOT NULL AND o.retracted_at IS NULL THEN 'evidence.retracted'
+                ELSE 'evidence.updated' END,
+           n.id,
+           jsonb_strip_nulls(jsonb_build_object(
+               'hypothesis_id', n.hypothesis_id, 'finding_id', n.finding_id,
+               'agent_id', CASE WHEN n.agent_id <> o.agent_id THEN n.agent_id END,
+               'supports', CASE WHEN n.supports <> o.supports THEN n.supports END,
+               'weight', CASE WHEN n.weight <> o.weight THEN n.weight END,
+               'reason', CASE WHEN n.reason <> o.reason THEN n.reason END,
+               'retracted_at', CASE WHEN n.retracted_at IS DISTINCT FROM o.retracted_at THEN n.retracted_at END))
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE (n.agent_id, n.supports, n.weight, n.reason, n.retracted_at)
+          IS DISTINCT FROM (o.agent_id, o.supports, o.weight, o.reason, o.retracted_at);
+    FOR v_row IN SELECT n.session_id, array_agg(DISTINCT n.hypothesis_id) AS hypothesis_ids,
+                        jsonb_build_object('event', CASE WHEN bool_or(n.retracted_at IS NULL) THEN 'evidence.updated'
+                                                         ELSE 'evidence.retracted' END,
+                                           'finding_ids', jsonb_agg(DISTINCT n.finding_id)) AS because
+                 FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+                 WHERE (n.supports, n.weight, n.retracted_at IS NULL)
+                       IS DISTINCT FROM (o.supports, o.weight, o.retracted_at IS NULL)
+                 GROUP BY n.session_id LOOP
+        PERFORM blackboard.revise_hypotheses(v_row.session_id, v_row.hypothesis_ids, v_row.because);
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_finding_links() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_change record;
+BEGIN
+    -- Both ends: whoever retracts either must see this link, or collide with it.
+    PERFORM 1 FROM blackboard.findings f
+    WHERE (f.session_id, f.id) IN (SELECT r.session_id, r.finding_id FROM changed_rows r
+                                   UNION SELECT r.session_id, r.other_id FROM changed_rows r)
+    ORDER BY f.session_id, f.id FOR NO KEY UPDATE;
+    UPDATE blackboard.findings f SET updated_at = blackboard.now()
+    WHERE (f.session_id, f.id) IN (SELECT r.session_id, r.finding_id FROM changed_rows r
+                                   UNION SELECT r.session_id, r.other_id FROM changed_rows r);
+    IF TG_OP = 'INSERT' THEN
+        PERFORM blackboard.check_sessions(array(SELECT DISTINCT r.session_id FROM changed_rows r));
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT r.session_id, 'finding.contradicted', r.finding_id,
+               jsonb_build_object('contradiction', jsonb_build_object('id', r.id, 'by', r.other_id,
+                                                                      'agent_id', r.agent_id, 'reason', r.reason))
+        FROM changed_rows r;
+    END IF;
+    FOR v_change IN
+        SELECT r.session_id, array_agg(DISTINCT e.hypothesis_id) AS hypothesis_ids,
+               jsonb_build_object('event', 'finding.contradicted', 'finding_ids', jsonb_agg(DISTINCT r.finding_id))
+                   AS because
+        FROM changed_rows r
+        JOIN blackboard.hypothesis_evidence e
+          ON e.session_id = r.session_id AND e.finding_id = r.finding_id AND e.retracted_at IS NULL
+        GROUP BY r.session_id
+    LOOP
+        PERFORM blackboard.revise_hypotheses(v_change.session_id, v_change.hypothesis_ids, v_change.because);
+    END LOOP;
+    PERFORM blackboard.hint(s.session_id, 'findings') FROM (SELECT DISTINCT r.session_id FROM changed_rows r) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_findings_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_row blackboard.findings;
+    v_missing uuid;
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    FOR v_row IN SELECT (n).* FROM new_rows n
+                 WHERE n.status <> 'active' OR n.corroborations <> 0 OR n.derived_from <> '{}' LOOP
+        IF v_row.status <> 'active' THEN
+            PERFORM blackboard.raise('BB003', 'A new finding is active; retract or supersede it afterwards.',
+                                     jsonb_build_object('noun', 'finding', 'id', v_row.id, 'status', v_row.status));
+        END IF;
+        IF v_row.corroborations <> 0 THEN
+            PERFORM blackboard.raise('BB005', 'A finding''s corroborations are counted, not set.',
+                                     jsonb_build_object('field', 'corroborations', 'id', v_row.id));
+        END IF;
+        SELECT d.id INTO v_missing FROM unnest(v_row.derived_from) d (id)
+        WHERE d.id = v_row.id
+           OR NOT EXISTS (SELECT FROM blackboard.findings f WHERE f.session_id = v_row.session_id AND f.id = d.id)
+        LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.no_finding(v_missing);
+        END IF;
+        IF v_row.trust > blackboard.finding_trust(v_row.session_id, v_row.agent_id, v_row.derived_from) THEN
+            PERFORM blackboard.raise('BB005', 'A finding is not trusted more than what it was derived from.',
+                                     jsonb_build_object('field', 'trust', 'id', v_row.id));
+        END IF;
+    END LOOP;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'finding.reported', n.id,
+           jsonb_build_object('agent_id', n.agent_id, 'category', n.category, 'type', n.type,
+                              'confidence', n.confidence, 'tags', n.tags, 'derived_from', n.derived_from,
+                              'trust', n.trust, 'status', n.status, 'corroborations', n.corroborations)
+           || blackboard.in_event('content', n.content) || blackboard.in_event('evidence', n.evidence)
+           || blackboard.in_event('provenance', n.provenance)
+    FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'findings') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_findings_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_change record;
+BEGIN
+    FOR v_change IN
+        SELECT o.session_id, o.id, o.status, n.id IS NULL OR n.derived_from <> o.derived_from
+                   OR n.created_at <> o.created_at AS rewritten,
+               n.status <> o.status AND o.status <> 'active' AS reopened,
+               n.corroborations <> o.corroborations
+                   AND n.corroborations <> (SELECT count(*) FROM blackboard.corroborations c
+                                            WHERE c.session_id = n.session_id AND c.finding_id = n.id) AS miscounted,
+               n.trust > o.trust
+                   AND n.trust > blackboard.finding_trust(n.session_id, n.agent_id, n.derived_from) AS overtrusted
+        FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
+    LOOP
+        IF v_change.rewritten THEN
+            PERFORM blackboard.raise('BB012', 'A finding''s id, lineage and time of creation never change; supersede it.',
+                                     jsonb_build_object('noun', 'finding', 'id', v_change.id));
+        ELSIF v_change.reopened THEN
+            PERFORM blackboard.raise('BB003', format('This finding is %s, and stays so; report it again.', v_change.status),
+                                     jsonb_build_object('noun', 'finding', 'id', v_change.id,
+                                                        'status', v_change.status));
+        ELSIF v_change.miscounted THEN
+            PERFORM blackboard.raise('BB005', 'A finding''s corroborations are counted, not set.',
+                                     jsonb_build_object('field', 'corroborations', 'id', v_change.id));
+        ELSIF v_change.overtrusted THEN
+            PERFORM blackboard.raise('BB005', 'A finding is not trusted more than its agent and what it was derived from.',
+                                     jsonb_build_object('field', 'trust', 'id', v_change.id));
+        END IF;
+    END LOOP;
+    -- Corroborations have their own event, finding.corroborated.
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, CASE WHEN n.status = o.status THEN 'finding.updated' ELSE 'finding.' || n.status END, n.id,
+           -- The stripped ones are never null themselves; confidence may become so.
+           jsonb_strip_nulls(jsonb_build_object(
+               'agent_id', CASE WHEN n.agent_id <> o.agent_id THEN n.agent_id END,
+               'category', CASE WHEN n.category <> o.category THEN n.category END,
+               'type', CASE WHEN n.type <> o.type THEN n.type END,
+               'tags', CASE WHEN n.tags <> o.tags THEN n.tags END,
+               'trust', CASE WHEN n.trust <> o.trust THEN n.trust END,
+               'status', CASE WHEN n.status <> o.status THEN n.status END,
+               'superseded_by', CASE WHEN n.superseded_by IS DISTINCT FROM o.superseded_by THEN n.superseded_by END,
+               'reason', CASE WHEN n.reason <> o.reason OR n.status = 'retracted' THEN n.reason END))
+           || CASE WHEN n.confidence IS DISTINCT FROM o.confidence
+                   THEN jsonb_build_object('confidence', n.confidence) ELSE '{}' END
+           -- What the event of the report did not carry is lost from the row now: it is kept here.
+           || CASE WHEN n.content <> o.content
+                   THEN jsonb_build_object('content', n.content, 'content_was', o.content) ELSE '{}' END
+           || CASE WHEN n.evidence <> o.evidence
+                   THEN jsonb_build_object('evidence', n.evidence, 'evidence_was', o.evidence) ELSE '{}' END
+           || CASE WHEN n.provenance <> o.provenance
+                   THEN jsonb_build_object('provenance', n.provenance, 'provenance_was', o.provenance) ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE (n.agent_id, n.category, n.type, n.content, n.confidence, n.evidence, n.tags, n.provenance, n.trust,
+           n.status, n.superseded_by, n.reason)
+          IS DISTINCT FROM (o.agent_id, o.category, o.type, o.content, o.confidence, o.evidence, o.tags, o.provenance,
+                            o.trust, o.status, o.superseded_by, o.reason);
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- Hypotheses that rest on them, or on a finding that they contradict.
+    FOR v_change IN
+        SELECT c.session_id, array_agg(DISTINCT e.hypothesis_id) AS hypothesis_ids,
+               jsonb_build_object('event', min(c.event), 'finding_ids', jsonb_agg(DISTINCT c.id)) AS because
+        FROM (SELECT n.session_id, n.id,
+                     CASE WHEN n.status = o.status THEN 'finding.updated' ELSE 'finding.' || n.status END AS event,
+                     n.status <> o.status AS moved
+              FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+              WHERE (n.status, n.confidence, n.trust) IS DISTINCT FROM (o.status, o.confidence, o.trust)) c,
+             LATERAL (SELECT e.hypothesis_id FROM blackboard.hypothesis_evidence e
+                      WHERE e.session_id = c.session_id AND e.finding_id = c.id AND e.retracted_at IS NULL
+                      UNION
+                      SELECT e.hypothesis_id FROM blackboard.finding_links l
+                      JOIN blackboard.hypothesis_evidence e
+                        ON e.session_id = l.session_id AND e.finding_id = l.finding_id AND e.retracted_at IS NULL
+                      WHERE c.moved AND l.session_id = c.session_id AND l.other_id = c.id) e
+        GROUP BY c.session_id
+    LOOP
+        PERFORM blackboard.revise_hypotheses(v_change.session_id, v_change.hypothesis_ids, v_change.because);
+    END LOOP;
+    PERFORM blackboard.hint(s.session_id, 'findings') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_hypotheses_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    IF EXISTS (SELECT FROM new_rows n WHERE n.status <> 'proposed') THEN
+        PERFORM blackboard.raise('BB003', 'A new hypothesis is proposed; give the verdict afterwards.',
+                                 '{"noun": "hypothesis"}');
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'hypothesis.proposed', n.id,
+           jsonb_build_object('agent_id', n.agent_id, 'description', n.statement, 'status', n.status,
+                              'prior', n.prior, 'confidence', n.confidence, 'revision', n.revision)
+    FROM new_rows n;
+    INSERT INTO blackboard.hypothesis_assessments (session_id, hypothesis_id, agent_id, confidence)
+    SELECT n.session_id, n.id, n.agent_id, n.prior FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'hypotheses') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_hypotheses_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_change record;
+    v_finding uuid;
+BEGIN
+    FOR v_change IN
+        SELECT o.session_id, o.id, o.status AS was, n.status, n.verdict_evidence, n.validated_by,
+               n.id IS NULL OR (n.statement, n.agent_id, n.prior, n.created_at)
+                               <> (o.statement, o.agent_id, o.prior, o.created_at) AS rewritten,
+               n.status = o.status AND (n.verdict_evidence, n.validated_by, n.validated_at)
+                   IS DISTINCT FROM (o.verdict_evidence, o.validated_by, o.validated_at) AS reworded,
+               n.validated_by = n.agent_id AND NOT s.allow_self_validation AS own
+        FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
+        LEFT JOIN blackboard.sessions s ON s.id = o.session_id
+        WHERE n.id IS NULL OR n.revision = o.revision
+    LOOP
+        IF v_change.rewritten THEN
+            PERFORM blackboard.raise('BB012',
+                'A hypothesis''s id, statement, author and prior never change; propose another one.',
+                jsonb_build_object('noun', 'hypothesis', 'id', v_change.id));
+        ELSIF v_change.reworded OR (v_change.status <> v_change.was AND v_change.was <> 'proposed') THEN
+            PERFORM blackboard.raise('BB003',
+                format('This hypothesis is %s, and stays so; propose it anew.', v_change.was),
+                jsonb_build_object('noun', 'hypothesis', 'id', v_change.id, 'status', v_change.was));
+        ELSIF v_change.status IN ('validated', 'refuted') AND v_change.was = 'proposed' THEN
+            IF v_change.own THEN
+                PERFORM blackboard.raise('BB005',
+                    'Its author may not judge a hypothesis; another agent or a human must, unless the session was '
+                    'started with allow_self_validation.',
+                    jsonb_build_object('noun', 'hypothesis', 'id', v_change.id, 'agent_id', v_change.validated_by));
+            END IF;
+            SELECT v.id INTO v_finding FROM unnest(v_change.verdict_evidence) v (id)
+            WHERE NOT EXISTS (SELECT FROM blackboard.findings f WHERE f.session_id = v_change.session_id
+                              AND f.id = v.id AND f.status = 'active') LIMIT 1;
+            IF FOUND THEN
+                PERFORM blackboard.active_finding(v_change.session_id, v_finding);
+            END IF;
+        END IF;
+    END LOOP;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE WHEN n.status <> o.status THEN CASE n.status WHEN 'withdrawn' THEN 'hypothesis.withdrawn'
+                                                             ELSE 'hypothesis.validated' END
+                WHEN n.revision <> o.revision THEN 'hypothesis.revised'
+                ELSE 'hypothesis.updated' END,
+           n.id,
+           jsonb_strip_nulls(jsonb_build_object(
+               'status', CASE WHEN n.status <> o.status THEN n.status END,
+               'validated_by', CASE WHEN n.status <> o.status THEN n.validated_by END,
+               'validated_at', CASE WHEN n.status <> o.status THEN n.validated_at END,
+               'verdict_evidence', CASE WHEN n.validated_by IS NOT NULL AND n.status <> o.status
+                                        THEN n.verdict_evidence END,
+               -- The seed's names for the verdict.
+               'result', CASE WHEN n.status <> o.status AND n.status <> 'withdrawn' THEN n.status = 'validated' END,
+               'evidence', CASE WHEN n.validated_by IS NOT NULL AND n.status <> o.status
+                                THEN n.verdict_evidence END,
+               'reason', CASE WHEN n.reason <> o.reason OR n.status <> o.status THEN n.reason END,
+               'confidence', CASE WHEN n.revision <> o.revision THEN n.confidence END,
+               'revision', CASE WHEN n.revision <> o.revision THEN n.revision END,
+               'because', CASE WHEN n.revision <> o.revision
+                               THEN nullif(pg_catalog.current_setting('blackboard.because', true), '')::jsonb END))
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE (n.status, n.revision, n.reason) IS DISTINCT FROM (o.status, o.revision, o.reason);
+    PERFORM blackboard.hint(s.session_id, 'hypotheses') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_late_results() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'task.result_refused', n.task_id,
+           jsonb_build_object('agent_id', n.agent_id, 'late_attempt', n.attempt, 'late_result_id', n.id)
+    FROM new_rows n;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_locks_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, CASE WHEN n.holder IS NULL THEN 'lock.created' ELSE 'lock.acquired' END, n.id,
+           jsonb_build_object('name', n.name, 'holder', n.holder, 'token', n.token)
+    FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'locks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_locks_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE
+               WHEN n.name <> o.name OR n.token < o.token THEN NULL
+               WHEN o.holder IS NULL AND n.holder IS NOT NULL AND n.token > o.token THEN 'lock.acquired'
+               WHEN n.holder IS NULL AND n.token = o.token THEN
+                   CASE WHEN o.expires_at <= blackboard.now()
+                             OR (o.lease_id IS NOT NULL AND blackboard.lease_lapsed(o.lease_id))
+                        THEN 'lock.expired' ELSE 'lock.released' END
+           END,
+           n.id,
+           jsonb_build_object('name', n.name, 'holder', n.holder, 'token', n.token)
+           || CASE WHEN n.holder IS NULL THEN jsonb_build_object('released_by', o.holder) ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE (n.name, n.holder, n.token, n.request_id, n.lease_id)
+          IS DISTINCT FROM (o.name, o.holder, o.token, o.request_id, o.lease_id);
+    IF FOUND THEN
+        PERFORM blackboard.hint(s.session_id, 'locks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'A held lock is released before another can have it, every grant raises its token, '
+                                      'and its name stays.', jsonb_build_object('noun', 'lock'));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_memberships_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'agent.joined', blackboard.agent_subject(n.agent_id),
+           jsonb_build_object('agent_id', n.agent_id, 'role', n.role, 'vote_weight', n.vote_weight)
+    FROM new_rows n;
+    PERFORM blackboard.hint(n.session_id, 'agents') FROM new_rows n;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_memberships_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE WHEN o.left_at IS NULL AND n.left_at IS NOT NULL THEN 'agent.left'
+                WHEN o.left_at IS NOT NULL AND n.left_at IS NULL THEN 'agent.joined'
+                ELSE 'agent.updated' END,
+           blackboard.agent_subject(n.agent_id),
+           jsonb_build_object('agent_id', n.agent_id, 'role', n.role, 'vote_weight', n.vote_weight)
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.agent_id = n.agent_id
+    WHERE (n.role, n.vote_weight, n.left_at IS NULL) IS DISTINCT FROM (o.role, o.vote_weight, o.left_at IS NULL);
+    PERFORM blackboard.hint(n.session_id, 'agents') FROM new_rows n;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_proposals_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_bad record;
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    SELECT n.id, w.name INTO v_bad
+    FROM new_rows n CROSS JOIN LATERAL unnest(n.electorate) AS w (name)
+    WHERE NOT EXISTS (SELECT FROM blackboard.memberships m
+                      WHERE m.session_id = n.session_id AND m.agent_id = w.name
+                        AND m.left_at IS NULL AND m.role <> 'observer')
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002',
+            format('%s cannot vote: it is no member of this session, or an observer. '
+                   'Name agents that have joined, or leave electorate out.', coalesce(v_bad.name, 'NULL')),
+            jsonb_build_object('field', 'electorate', 'agent_id', v_bad.name));
+    END IF;
+    INSERT INTO blackboard.proposal_electors (session_id, proposal_id, agent_id, weight)
+    SELECT n.session_id, n.id, m.agent_id, CASE WHEN n.weighted THEN m.vote_weight::numeric ELSE 1 END
+    FROM new_rows n
+    JOIN blackboard.memberships m ON m.session_id = n.session_id
+    WHERE m.left_at IS NULL AND m.role <> 'observer' AND (n.electorate IS NULL OR m.agent_id = ANY (n.electorate));
+    SELECT n.id INTO v_bad FROM new_rows n
+    WHERE NOT EXISTS (SELECT FROM blackboard.proposal_electors e
+                      WHERE e.session_id = n.session_id AND e.proposal_id = n.id AND e.weight > 0)
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', 'Nobody could decide this: the electorate is empty or has no weight. '
+                                          'Let agents join first, or name others.',
+                                 jsonb_build_object('field', 'electorate'));
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'proposal.opened', n.id,
+           jsonb_build_object(
+               'agent_id', n.agent_id, 'title', n.title, 'body', n.body, 'rule', n.rule, 'threshold', n.threshold,
+               'weighted', n.weighted, 'min_turnout', n.min_turnout, 'deadline_at', n.deadline_at,
+               'at_deadline', n.at_deadline, 'status', n.status, 'decided_at', n.decided_at, 'result', n.result,
+               'electors', (SELECT jsonb_object_agg(e.agent_id, e.weight) FROM blackboard.proposal_electors e
+                            WHERE e.session_id = n.session_id AND e.proposal_id = n.id))
+    FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'proposals') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_proposals_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_closed record;
+BEGIN
+    -- A ballot only counts up the row; it has its own event.
+    FOR v_closed IN
+        SELECT n.session_id, n.id, n.status, n.decided_at, n.result
+        FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+        WHERE n.status <> o.status ORDER BY n.decided_at, n.id
+    LOOP
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        VALUES (v_closed.session_id,
+                'proposal.' || CASE WHEN v_closed.result ->> 'reason' = 'escalated' THEN 'escalated' ELSE v_closed.status END,
+                v_closed.id,
+                v_closed.result || jsonb_build_object('status', v_closed.status, 'decided_at', v_closed.decided_at,
+                                                      'result', v_closed.result));
+        PERFORM blackboard.settle_actions(v_closed.session_id, v_closed.id);
+        PERFORM blackboard.hint(v_closed.session_id, 'proposals');
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_sessions_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.id, 'session.started', n.id,
+           jsonb_build_object('initiator', n.created_by, 'name', n.name, 'goal', n.goal, 'context', n.context,
+                              'status', n.status, 'allow_self_validation', n.allow_self_validation)
+    FROM new_rows n;
+    PERFORM blackboard.hint(n.id, 'sessions') FROM new_rows n;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_sessions_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.id,
+           CASE
+               WHEN n.status = o.status THEN 'session.updated'
+               -- A closed session stays closed: no branch, hence no type, hence refused.
+               WHEN o.status IN ('completed', 'failed') THEN NULL
+               WHEN n.status = 'active' THEN 'session.resumed'
+               ELSE 'session.' || n.status
+           END,
+           n.id,
+           jsonb_strip_nulls(jsonb_build_object(
+               'name', CASE WHEN n.name <> o.name THEN n.name END,
+               'goal', CASE WHEN n.goal <> o.goal THEN n.goal END,
+               'status', CASE WHEN n.status <> o.status THEN n.status END,
+               'allow_self_validation', CASE WHEN n.allow_self_validation <> o.allow_self_validation
+                                             THEN n.allow_self_validation END))
+           -- Outside the strip: JSON nulls inside these belong to their owner.
+           || CASE WHEN n.context <> o.context THEN jsonb_build_object('context', n.context) ELSE '{}' END
+           || CASE WHEN n.outcome IS DISTINCT FROM o.outcome THEN jsonb_build_object('outcome', n.outcome) ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.id = n.id
+    WHERE (n.name, n.goal, n.status, n.context, n.outcome, n.allow_self_validation)
+          IS DISTINCT FROM (o.name, o.goal, o.status, o.context, o.outcome, o.allow_self_validation);
+    PERFORM blackboard.hint(n.id, 'sessions') FROM new_rows n;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'A closed session cannot be opened again; start a new one.',
+                             jsonb_build_object('noun', 'session'));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_tx bigint := blackboard.current_tx();
+    v_sessions uuid[] := array(SELECT DISTINCT n.session_id FROM new_rows n);
+BEGIN
+    PERFORM blackboard.check_sessions(v_sessions);
+    IF EXISTS (SELECT FROM new_rows n WHERE n.status IN ('running', 'completed', 'failed', 'dead')) THEN
+        PERFORM blackboard.raise('BB003', 'A task is not born running or finished: add it, then claim it.',
+                                 '{"noun": "task", "field": "status"}');
+    END IF;
+    INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+    SELECT n.session_id, v_tx, n.created_by, 'task.created', n.id,
+           jsonb_build_object('type', n.type, 'capability', n.capability, 'priority', n.priority,
+                              'status', n.status, 'assigned_to', n.assigned_to, 'run_at', n.run_at,
+                              'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+    FROM new_rows n ORDER BY n.position;
+    PERFORM blackboard.hint(s, 'tasks') FROM unnest(v_sessions) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_tasks_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    AS $$
+DECLARE
+    v_tx bigint := blackboard.current_tx();
+    v_actor text := blackboard.current_actor();
+    v_finished uuid[];
+BEGIN
+    INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+    SELECT n.session_id, v_tx, v_actor,
+           CASE WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
+                WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
+                WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
+                ELSE 'task.updated' END,
+           n.id,
+           CASE
+               WHEN n.status = 'running' AND o.status <> 'running' THEN
+                   jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
+                                      'lease_id', n.lease_id)
+               WHEN n.status = 'completed' AND o.status <> 'completed' THEN
+                   jsonb_build_object('status', n.status, 'lease_id', NULL,
+                                      'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
+               WHEN n.status <> o.status THEN
+                   jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
+                                      'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
+                                      'blockers', n.blockers, 'released', n.released)
+               ELSE
+                   CASE WHEN n.progress IS DISTINCT FROM o.progress
+                        THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
+                   || CASE WHEN n.cancel_requested <> o.cancel_requested
+                           THEN jsonb_build_object('cancel_requested', n.cancel_requested) ELSE '{}' END
+                   || CASE WHEN n.blockers <> o.blockers
+                           THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
+                   || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
+                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error)
+                                IS DISTINCT FROM
+                                (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
+                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error)
+                           THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
+                                                   'run_at', n.run_at, 'max_attempts', n.max_attempts,
+                                                   'parameters', n.parameters, 'result', n.result,
+                                                   'timeout', n.timeout, 'approved_by', n.approved_by,
+                                                   'capability', n.capability, 'retry_delay', n.retry_delay,
+                                                   'error', n.error)
+                           ELSE '{}' END
+           END
+    FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+    WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
+       OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
+       OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
+           n.capability, n.retry_delay, n.error)
+          IS DISTINCT FROM
+          (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
+           o.capability, o.retry_delay, o.error);
+
+    IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
+        PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
+        FROM (SELECT n.session_id, n.status = 'completed' AS succeeded, array_agg(n.id ORDER BY n.id) AS ids
+              FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+              WHERE n.has_dependants AND n.completed_at IS NOT NULL AND n.status <> o.status
+              GROUP BY 1, 2) f;
+    END IF;
+    PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
+        (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
+         FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+         WHERE n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL LIMIT 1));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_votes_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'vote.cast', n.proposal_id,
+           jsonb_build_object('agent_id', n.agent_id, 'choice', n.choice, 'confidence', n.confidence,
+                              'reason', n.reason, 'revision', n.revision)
+    FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'votes') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    PERFORM blackboard.settle_proposal(p.session_id, p.proposal_id)
+    FROM (SELECT DISTINCT session_id, proposal_id FROM new_rows) p;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_votes_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'vote.changed', n.proposal_id,
+           jsonb_build_object('agent_id', n.agent_id, 'choice', n.choice, 'confidence', n.confidence,
+                              'reason', n.reason, 'revision', n.revision)
+    FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'votes') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    PERFORM blackboard.settle_proposal(p.session_id, p.proposal_id)
+    FROM (SELECT DISTINCT session_id, proposal_id FROM new_rows) p;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.hypothesis_confidence(p_session_id uuid, p_hypothesis_id uuid, p_prior double precision) RETURNS double precision
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT least(greatest(1 / (1 + exp(-(stated.l + weighed.l))), 0.01), 0.99)
+    FROM (SELECT blackboard.log_odds(CASE WHEN count(*) > 0
+                     THEN blackboard.pool_log_odds(array_agg(a.confidence),
+                                                   array_agg(blackboard.expertise(a.agent_id, 'hypothesis')))
+                     ELSE least(greatest(p_prior, 0.01), 0.99) END) AS l
+          FROM blackboard.hypothesis_assessments a
+          WHERE a.session_id = p_session_id AND a.hypothesis_id = p_hypothesis_id) stated,
+         (SELECT coalesce(sum(CASE WHEN r.supports THEN r.l ELSE -r.l END), 0) AS l
+          FROM (SELECT s.supports, s.l, row_number() OVER (PARTITION BY s.supports ORDER BY s.l DESC) AS place
+                FROM (SELECT e.supports,
+                             blackboard.evidence_log_odds(f.confidence, e.weight, f.trust,
+                                                          blackboard.is_contradicted(f.session_id, f.id)) AS l
+                      FROM blackboard.hypothesis_evidence e
+                      JOIN blackboard.findings f ON f.session_id = e.session_id AND f.id = e.finding_id
+                      WHERE e.session_id = p_session_id AND e.hypothesis_id = p_hypothesis_id
+                        AND e.retracted_at IS NULL AND f.status = 'active') s) r
+          WHERE r.place <= 10) weighed
+$$;
+
+CREATE FUNCTION blackboard.in_event(p_name text, p_document jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE WHEN octet_length(p_document::text) <= 8192 THEN jsonb_build_object(p_name, p_document)
+                ELSE jsonb_build_object(p_name || '_ref', true) END
+$$;
+
+CREATE FUNCTION blackboard.is_contradicted(p_session_id uuid, p_finding_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (SELECT FROM blackboard.finding_links l
+                   JOIN blackboard.findings o ON o.session_id = l.session_id AND o.id = l.other_id
+                   WHERE l.session_id = p_session_id AND l.finding_id = p_finding_id
+                     AND l.kind = 'contradicts' AND o.status = 'active')
+$$;
+
+CREATE TABLE blackboard.agents (
+    id text NOT NULL,
+    capabilities text[] DEFAULT '{}'::text[] NOT NULL,
+    expertise jsonb DEFAULT '{}'::jsonb NOT NULL,
+    capacity integer DEFAULT 1 NOT NULL,
+    role text DEFAULT 'member'::text NOT NULL,
+    trust double precision DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT agents_capabilities_few CHECK (((cardinality(capabilities) <= 100) AND (array_position(capabilities, NULL::text) IS NULL))),
+    CONSTRAINT agents_capacity_range CHECK (((capacity >= 1) AND (capacity <= 100000))),
+    CONSTRAINT agents_expertise_weights CHECK (((jsonb_typeof(expertise) = 'object'::text) AND (NOT (expertise @? '$.*?((@.type() != "number" || @ < 0) || @ > 1)'::jsonpath)))),
+    CONSTRAINT agents_id_form CHECK ((id ~ '^[^[:space:][:cntrl:]]{1,100}$'::text)),
+    CONSTRAINT agents_role_length CHECK (((length(role) >= 1) AND (length(role) <= 50))),
+    CONSTRAINT agents_trust_range CHECK (((trust >= (0)::double precision) AND (trust <= (1)::double precision)))
+);
+
+CREATE TABLE blackboard.leases (
+    id uuid NOT NULL,
+    host text DEFAULT ''::text NOT NULL,
+    pid integer,
+    term interval NOT NULL,
+    started_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    lapsed_at timestamp with time zone,
+    swept_at timestamp with time zone,
+    CONSTRAINT leases_term_range CHECK (((term >= '00:00:01'::interval) AND (term <= '30 days'::interval)))
+)
+WITH (fillfactor='70');
+
+CREATE VIEW blackboard.members AS
+ SELECT a.id,
+    m.session_id,
+    a.capabilities,
+    a.expertise,
+    a.capacity,
+    m.role,
+    a.trust,
+    m.vote_weight,
+    m.lease_id,
+    COALESCE(((l.lapsed_at IS NULL) AND (l.expires_at > blackboard.now())), false) AS present,
+    m.joined_at,
+    m.left_at
+   FROM ((blackboard.memberships m
+     JOIN blackboard.agents a ON ((a.id = m.agent_id)))
+     LEFT JOIN blackboard.leases l ON ((l.id = m.lease_id)));
+
+CREATE FUNCTION blackboard.join_session(p_session_id uuid, p_agent_id text, p_capabilities text[], p_expertise jsonb, p_capacity integer, p_role text, p_vote_weight double precision, p_lease_id uuid) RETURNS SETOF blackboard.members
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.open_session(p_session_id);
+    PERFORM blackboard.register_agent(p_agent_id, p_capabilities, p_expertise, p_capacity, p_role);
+    IF p_lease_id IS NOT NULL THEN
+        PERFORM blackboard.live_lease(p_lease_id);
+    END IF;
+    INSERT INTO blackboard.memberships AS m (session_id, agent_id, role, vote_weight, lease_id)
+    VALUES (p_session_id, p_agent_id, coalesce(p_role, 'member'), coalesce(p_vote_weight, 1), p_lease_id)
+    ON CONFLICT (session_id, agent_id) DO UPDATE
+        SET role = coalesce(p_role, m.role), vote_weight = coalesce(p_vote_weight, m.vote_weight),
+            lease_id = coalesce(p_lease_id, m.lease_id), left_at = NULL;
+    RETURN QUERY SELECT * FROM blackboard.members m WHERE m.session_id = p_session_id AND m.id = p_agent_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.keep_late_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_result jsonb, p_error text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_data jsonb := jsonb_build_object('agent_id', p_agent_id, 'token', p_token, 'result', p_result, 'error', p_error);
+BEGIN
+    PERFORM FROM blackboard.actions WHERE session_id = p_session_id AND id = p_id AND token >= p_token AND p_token > 0;
+    IF NOT FOUND OR pg_column_size(v_data) > 1048576 THEN
+        RETURN false;
+    END IF;
+    PERFORM FROM blackboard.events
+    WHERE session_id = p_session_id AND subject_id = p_id AND type = 'action.late' AND data = v_data;
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO blackboard.events (session_id, actor, type, subject_id, data)
+    VALUES (p_session_id, p_agent_id, 'action.late', p_id, v_data);
+    PERFORM blackboard.hint(p_session_id, 'actions');
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION blackboard.lease_lapsed(p_lease_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    -- A lease that is gone has lapsed long ago.
+    SELECT NOT EXISTS (SELECT FROM blackboard.leases l WHERE l.id = p_lease_id AND l.lapsed_at IS NULL)
+$$;
+
+CREATE FUNCTION blackboard.leave_session(p_session_id uuid, p_agent_id text) RETURNS blackboard.memberships
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_member blackboard.memberships;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    UPDATE blackboard.memberships SET left_at = coalesce(left_at, blackboard.now()), lease_id = NULL
+    WHERE session_id = p_session_id AND agent_id = p_agent_id
+    RETURNING * INTO v_member;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('%s is not a member of this session.', p_agent_id),
+                                 jsonb_build_object('noun', 'agent', 'id', p_agent_id));
+    END IF;
+    RETURN v_member;
+END
+$$;
+
+CREATE FUNCTION blackboard.list_actions(p_session_id uuid, p_status text, p_limit integer) RETURNS SETOF blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    RETURN QUERY SELECT * FROM blackboard.actions
+    WHERE session_id = p_session_id AND (p_status IS NULL OR status = p_status)
+    ORDER BY created_at DESC, id DESC LIMIT p_limit;
+END
+$$;
+
+CREATE TABLE blackboard.findings (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    agent_id text NOT NULL,
+    category text DEFAULT 'observation'::text NOT NULL,
+    type text NOT NULL,
+    content jsonb NOT NULL,
+    confidence double precision,
+    evidence jsonb DEFAULT '[]'::jsonb NOT NULL,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    provenance jsonb DEFAULT '{}'::jsonb NOT NULL,
+    derived_from uuid[] DEFAULT '{}'::uuid[] NOT NULL,
+    trust double precision DEFAULT 1 NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    superseded_by uuid,
+    reason text DEFAULT ''::text NOT NULL,
+    corroborations integer DEFAULT 0 NOT NULL,
+    fingerprint bytea GENERATED ALWAYS AS (blackboard.finding_fingerprint(category, type, content)) STORED NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT findings_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT findings_category_known CHECK ((category = ANY (ARRAY['observation'::text, 'hypothesis'::text, 'conclusion'::text]))),
+    CONSTRAINT findings_confidence_range CHECK (((confidence >= (0)::double precision) AND (confidence <= (1)::double precision))),
+    CONSTRAINT findings_content_size CHECK ((pg_column_size(content) <= 1048576)),
+    CONSTRAINT findings_corroborations_range CHECK ((corroborations >= 0)),
+    CONSTRAINT findings_derived_from_few CHECK (((cardinality(derived_from) <= 1000) AND (array_position(derived_from, NULL::uuid) IS NULL))),
+    CONSTRAINT findings_evidence_items CHECK (((jsonb_typeof(evidence) = 'array'::text) AND (NOT (evidence @? '$[*]?(!(@.type() == "object" && @."source".type() == "string"))'::jsonpath)) AND (NOT (evidence @? '$[*].keyvalue()?((@."key" != "source" && @."key" != "query") && @."key" != "result")'::jsonpath)))),
+    CONSTRAINT findings_evidence_size CHECK ((pg_column_size(evidence) <= 1048576)),
+    CONSTRAINT findings_provenance_object CHECK ((jsonb_typeof(provenance) = 'object'::text)),
+    CONSTRAINT findings_provenance_size CHECK ((pg_column_size(provenance) <= 1048576)),
+    CONSTRAINT findings_reason_length CHECK ((length(reason) <= 4000)),
+    CONSTRAINT findings_status_known CHECK ((status = ANY (ARRAY['active'::text, 'superseded'::text, 'retracted'::text]))),
+    CONSTRAINT findings_superseded_by_another CHECK ((superseded_by <> id)),
+    CONSTRAINT findings_superseded_by_iff_superseded CHECK (((status = 'superseded'::text) = (superseded_by IS NOT NULL))),
+    CONSTRAINT findings_tags_few CHECK (((cardinality(tags) <= 100) AND (array_position(tags, NULL::text) IS NULL) AND (length(array_to_string(tags, ''::text)) <= 10000))),
+    CONSTRAINT findings_trust_range CHECK (((trust >= (0)::double precision) AND (trust <= (1)::double precision))),
+    CONSTRAINT findings_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50)))
+);
+
+COMMENT ON COLUMN blackboard.findings.trust IS 'At most the trust of its agent (0.5 where nobody registered it) and of every finding it was derived from.';
+
+CREATE FUNCTION blackboard.list_all_findings(p_session_id uuid, p_category text, p_type text, p_agent_id text, p_tag text, p_min_confidence double precision, p_min_trust double precision, p_since timestamp with time zone, p_before_at timestamp with time zone, p_before_id uuid, p_limit integer) RETURNS SETOF blackboard.findings
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+BEGIN
+    RETURN QUERY
+    SELECT u.* FROM (
+        SELECT a.* FROM blackboard.list_findings(p_session_id, p_category, p_type, p_agent_id, p_tag, p_min_confidence,
+                                                 p_min_trust, p_since, p_before_at, p_before_id, p_limit) a
+        UNION ALL
+        (SELECT f.* FROM blackboard.findings f
+         WHERE f.session_id = p_session_id AND f.status <> 'active'
+           AND (p_category IS NULL OR f.category = p_category)
+           AND (p_type IS NULL OR f.type = p_type)
+           AND (p_agent_id IS NULL OR f.agent_id = p_agent_id)
+           AND (p_tag IS NULL OR f.tags @> ARRAY[p_tag])
+           AND (p_min_confidence IS NULL OR f.confidence >= p_min_confidence)
+           AND (p_min_trust IS NULL OR f.trust >= p_min_trust)
+           AND (p_since IS NULL OR f.created_at >= p_since)
+           AND (p_before_at IS NULL OR (f.created_at <= p_before_at
+                                        AND (f.created_at < p_before_at OR f.id > p_before_id)))
+         ORDER BY f.created_at DESC, f.id
+         LIMIT p_limit)) u
+    ORDER BY u.created_at DESC, u.id
+    LIMIT p_limit;
+END
+$$;
+
+CREATE FUNCTION blackboard.list_findings(p_session_id uuid, p_category text, p_type text, p_agent_id text, p_tag text, p_min_confidence double precision, p_min_trust double precision, p_since timestamp with time zone, p_before_at timestamp with time zone, p_before_id uuid, p_limit integer) RETURNS SETOF blackboard.findings
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+BEGIN
+    RETURN QUERY
+    SELECT f.* FROM blackboard.findings f
+    WHERE f.session_id = p_session_id AND f.status = 'active'
+      AND (p_category IS NULL OR f.category = p_category)
+      AND (p_category IS NULL OR p_category = 'observation' OR f.category <> 'observation')
+      AND (p_type IS NULL OR f.type = p_type)
+      AND (p_agent_id IS NULL OR f.agent_id = p_agent_id)
+      AND (p_tag IS NULL OR (f.tags @> ARRAY[p_tag] AND f.tags <> '{}'))
+      AND (p_min_confidence IS NULL OR f.confidence >= p_min_confidence)
+      AND (p_min_trust IS NULL OR f.trust >= p_min_trust)
+      AND (p_since IS NULL OR f.created_at >= p_since)
+      AND (p_before_at IS NULL OR (f.created_at <= p_before_at
+                                   AND (f.created_at < p_before_at OR f.id > p_before_id)))
+    ORDER BY f.created_at DESC, f.id
+    LIMIT p_limit;
+END
+$$;
+
+CREATE FUNCTION blackboard.list_proposals(p_session_id uuid, p_status text, p_limit integer) RETURNS SETOF blackboard.proposals
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    RETURN QUERY SELECT * FROM blackboard.proposals
+    WHERE session_id = p_session_id AND (p_status IS NULL OR status = p_status)
+    ORDER BY created_at DESC, id DESC LIMIT p_limit;
+END
+$$;
+
+CREATE FUNCTION blackboard.live_lease(p_lease_id uuid) RETURNS blackboard.leases
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_lease blackboard.leases;
+BEGIN
+    SELECT * INTO v_lease FROM blackboard.leases WHERE id = p_lease_id;
+    IF NOT FOUND OR v_lease.lapsed_at IS NOT NULL THEN
+        PERFORM blackboard.raise('BB006', 'This lease has lapsed: what it held may be with somebody else. '
+                                          'Join the session again to get a new one.',
+                                 jsonb_build_object('noun', 'lease', 'id', p_lease_id,
+                                                    'lapsed_at', v_lease.lapsed_at));
+    END IF;
+    RETURN v_lease;
+END
+$$;
+
+CREATE FUNCTION blackboard.lock_action(p_session_id uuid, p_id uuid) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+BEGIN
+    SELECT * INTO v_action FROM blackboard.actions WHERE session_id = p_session_id AND id = p_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no action %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'action', 'id', p_id));
+    END IF;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.log_odds(p_confidence double precision) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT pg_catalog.ln(p_confidence / (1 - p_confidence)) $$;
+
+CREATE FUNCTION blackboard.may_overrule(p_session_id uuid, p_actor text) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce((SELECT m.role = 'controller' AND m.left_at IS NULL FROM blackboard.memberships m
+                     WHERE m.session_id = p_session_id AND m.agent_id = p_actor), true)
+$$;
+
+CREATE FUNCTION blackboard.needs_adoption() RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT h.system_identifier <> c.system_identifier::text
+    FROM blackboard.history h CROSS JOIN pg_control_system() c
+$$;
+
+CREATE FUNCTION blackboard.next_status(p_task blackboard.tasks) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE
+        WHEN p_task.requires_approval AND p_task.approved_by IS NULL THEN 'awaiting_approval'
+        WHEN p_task.blockers > 0 THEN 'blocked'
+        WHEN p_task.run_at > blackboard.now() THEN 'scheduled'
+        WHEN p_task.assigned_to IS NOT NULL AND p_task.attempt = 0 THEN 'assigned'
+        ELSE 'pending'
+    END
+$$;
+
+CREATE FUNCTION blackboard.no_finding(p_id uuid) RETURNS void
+    LANGUAGE sql
+    AS $$
+    SELECT blackboard.raise('BB001', format('There is no finding %s in this session; list them first.', p_id),
+                            jsonb_build_object('noun', 'finding', 'id', p_id))
+$$;
+
+CREATE FUNCTION blackboard.no_hypothesis(p_id uuid) RETURNS void
+    LANGUAGE sql
+    AS $$
+    SELECT blackboard.raise('BB001', format('There is no hypothesis %s in this session; list them first.', p_id),
+                            jsonb_build_object('noun', 'hypothesis', 'id', p_id))
+$$;
+
+CREATE FUNCTION blackboard.normal_text(p_content jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    -- An escaped backslash is set aside first, so that "C:\\new" does not look like an escaped line feed.
+    SELECT pg_catalog.regexp_replace(pg_catalog.regexp_replace(
+        pg_catalog.replace(pg_catalog.lower(p_content::text), '\\', pg_catalog.chr(1)),
+        '(\s|\\[ntrf])+', ' ', 'g'), ' ?" ?', '"', 'g')
+$$;
+
+CREATE FUNCTION blackboard.open_proposal(p_session_id uuid, p_id uuid, p_agent_id text, p_title text, p_body jsonb DEFAULT '{}'::jsonb, p_rule text DEFAULT 'majority'::text, p_threshold double precision DEFAULT NULL::double precision, p_weighted boolean DEFAULT false, p_min_turnout double precision DEFAULT NULL::double precision, p_deadline interval DEFAULT '00:05:00'::interval, p_at_deadline text DEFAULT 'tally'::text, p_electorate text[] DEFAULT NULL::text[]) RETURNS blackboard.proposals
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_proposal blackboard.proposals;
+    v_now timestamptz := blackboard.now();
+    v_electorate text[];
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    IF p_electorate IS NOT NULL THEN
+        v_electorate := array(SELECT DISTINCT e FROM unnest(p_electorate) e ORDER BY e);
+    END IF;
+    SELECT * INTO v_proposal FROM blackboard.proposals WHERE session_id = p_session_id AND id = p_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        PERFORM blackboard.current_member(p_session_id, p_agent_id);
+        INSERT INTO blackboard.proposals (session_id, id, agent_id, title, body, rule, threshold, weighted, min_turnout,
+                                          electorate, deadline_at, at_deadline, created_at)
+        VALUES (p_session_id, p_id, p_agent_id, p_title, p_body, p_rule, p_threshold, p_weighted, p_min_turnout,
+                v_electorate, v_now + p_deadline, p_at_deadline, v_now)
+        ON CONFLICT (session_id, id) DO NOTHING
+        RETURNING * INTO v_proposal;
+        IF FOUND THEN
+            RETURN v_proposal;
+        END IF;
+        SELECT * INTO v_proposal FROM blackboard.proposals WHERE session_id = p_session_id AND id = p_id;
+    END IF;
+    IF (v_proposal.agent_id, v_proposal.title, v_proposal.body, v_proposal.rule, v_proposal.weighted,
+        v_proposal.at_deadline, v_proposal.electorate, v_proposal.deadline_at)
+       IS DISTINCT FROM
+       (p_agent_id, p_title, p_body, p_rule, p_weighted, p_at_deadline, v_electorate,
+        v_proposal.created_at + p_deadline)
+       OR v_proposal.threshold IS DISTINCT FROM coalesce(p_threshold, CASE p_rule WHEN 'threshold' THEN 0.7 END)
+       OR v_proposal.min_turnout <> coalesce(p_min_turnout, CASE p_rule WHEN 'unanimous' THEN 1 ELSE 0.5 END) THEN
+        PERFORM blackboard.raise('BB004', 'A proposal with this id was opened with other content; use a new id.',
+                                 jsonb_build_object('noun', 'proposal', 'id', p_id));
+    END IF;
+    RETURN v_proposal;
+END
+$$;
+
+CREATE FUNCTION blackboard.open_session(p_session_id uuid) RETURNS blackboard.sessions
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_session blackboard.sessions;
+BEGIN
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no session %s; list them with `blackboard session list`.',
+                                                 p_session_id),
+                                 jsonb_build_object('noun', 'session', 'id', p_session_id));
+    END IF;
+    IF v_session.status IN ('completed', 'failed') THEN
+        PERFORM blackboard.raise('BB007', format('The session %L is %s and takes no more writes; start a new one.',
+                                                 v_session.name, v_session.status),
+                                 jsonb_build_object('noun', 'session', 'id', p_session_id,
+                                                    'status', v_session.status));
+    END IF;
+    RETURN v_session;
+END
+$$;
+
+CREATE FUNCTION blackboard.pool_log_odds(p_confidences double precision[], p_weights double precision[]) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT coalesce(1 / (1 + exp(-coalesce(sum(s.w * s.l) / nullif(sum(s.w), 0), avg(s.l)))), 0.5)
+    FROM (SELECT greatest(coalesce(u.w, 1), 0) AS w, blackboard.log_odds(least(greatest(u.c, 0.01), 0.99)) AS l
+          FROM unnest(p_confidences, p_weights) u (c, w)
+          WHERE u.c IS NOT NULL
+          -- A sum of doubles depends on its order, and the pool must not.
+          ORDER BY 1, 2) s
+$$;
+
+CREATE FUNCTION blackboard.prepare_finding() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        NEW.trust := least(coalesce(NEW.trust, 1),
+                           blackboard.finding_trust(NEW.session_id, NEW.agent_id, NEW.derived_from));
+    ELSE
+        NEW.updated_at := blackboard.now();
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.prepare_hypothesis() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        NEW.confidence := least(greatest(NEW.prior, 0.01), 0.99);
+        NEW.revision := 0;
+    ELSE
+        NEW.updated_at := blackboard.now();
+        IF NEW.revision <> OLD.revision THEN
+            NEW.revision := OLD.revision + 1;
+            NEW.confidence := blackboard.hypothesis_confidence(NEW.session_id, NEW.id, NEW.prior);
+        ELSIF NEW.confidence IS DISTINCT FROM OLD.confidence THEN
+            PERFORM blackboard.raise('BB005', 'A hypothesis''s confidence is computed; assess it or add evidence.',
+                                     jsonb_build_object('field', 'confidence', 'id', OLD.id));
+        END IF;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.progress_task(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_progress jsonb, p_agent_id text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    RETURN QUERY UPDATE blackboard.tasks t SET progress = p_progress
+                 WHERE t.session_id = p_session_id AND t.id = p_id RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.proposals_admit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.open_session(NEW.session_id);
+    IF NEW.status <> 'open' THEN
+        PERFORM blackboard.raise('BB003', 'A proposal starts open; ballots decide it.',
+                                 jsonb_build_object('noun', 'proposal', 'status', NEW.status));
+    END IF;
+    NEW.ballots := 0;
+    IF NEW.rule = 'threshold' THEN
+        NEW.threshold := coalesce(NEW.threshold, 0.7);
+    END IF;
+    NEW.min_turnout := coalesce(NEW.min_turnout, CASE NEW.rule WHEN 'unanimous' THEN 1 ELSE 0.5 END);
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.proposals_guard() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_tally blackboard.tallied;
+    v_due boolean := OLD.deadline_at <= blackboard.now();
+    v_reason text;
+BEGIN
+    IF (NEW.session_id, NEW.id, NEW.agent_id, NEW.title, NEW.body, NEW.rule, NEW.threshold, NEW.weighted,
+        NEW.min_turnout, NEW.electorate, NEW.deadline_at, NEW.at_deadline, NEW.created_at)
+       IS DISTINCT FROM
+       (OLD.session_id, OLD.id, OLD.agent_id, OLD.title, OLD.body, OLD.rule, OLD.threshold, OLD.weighted,
+        OLD.min_turnout, OLD.electorate, OLD.deadline_at, OLD.at_deadline, OLD.created_at) THEN
+        PERFORM blackboard.raise('BB005', 'What is put to the vote cannot be changed; withdraw it and open another.',
+                                 jsonb_build_object('noun', 'proposal', 'id', OLD.id));
+    END IF;
+    IF OLD.status <> 'open' THEN
+        IF NEW IS DISTINCT FROM OLD THEN
+            PERFORM blackboard.raise('BB003', format('The proposal is %s already; open another.', OLD.status),
+                                     jsonb_build_object('noun', 'proposal', 'id', OLD.id, 'status', OLD.status));
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF NEW.status = 'open' THEN
+        NEW.ballots := greatest(NEW.ballots, OLD.ballots);
+        RETURN NEW;
+    END IF;
+    v_tally := blackboard.tally(OLD.session_id, OLD.id);
+    v_reason := CASE
+        WHEN NEW.status = 'withdrawn' THEN 'withdrawn'
+        WHEN NEW.status = 'expired' THEN CASE WHEN v_due AND OLD.at_deadline = 'escalate' THEN 'escalated' ELSE 'closed' END
+        WHEN NEW.status = v_tally.outcome AND v_tally.certain THEN 'ballots'
+        WHEN NEW.status = v_tally.outcome AND v_due AND OLD.at_deadline = 'tally' THEN
+            CASE WHEN v_tally.turnout < OLD.min_turnout THEN 'turnout' ELSE 'deadline' END
+        WHEN NEW.status = 'rejected' AND v_due AND OLD.at_deadline = 'reject' THEN 'deadline'
+    END;
+    IF v_reason IS NULL THEN
+        PERFORM blackboard.raise('BB003',
+            format('The ballots do not make this proposal %s; vote, withdraw it, or wait for its deadline.', NEW.status),
+            jsonb_build_object('noun', 'proposal', 'id', OLD.id, 'status', OLD.status));
+    END IF;
+    NEW.decided_at := blackboard.now();
+    NEW.result := jsonb_build_object(
+        'outcome', NEW.status, 'reason', v_reason,
+        -- As the source has it: the decision is the thing proposed, once it is accepted.
+        'decision', CASE WHEN NEW.status = 'accepted' AND jsonb_typeof(OLD.body -> 'action') = 'string'
+                         THEN OLD.body ->> 'action' ELSE NEW.status END,
+        'votes_for', v_tally.votes_for, 'votes_against', v_tally.votes_against,
+        'abstentions', v_tally.abstentions, 'outstanding', v_tally.outstanding,
+        'weight_for', v_tally.weight_for, 'weight_against', v_tally.weight_against,
+        'weight_abstained', v_tally.weight_abstained, 'weight_total', v_tally.weight_total,
+        'turnout', v_tally.turnout);
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.propose_action(p_session_id uuid, p_id uuid, p_agent_id text, p_type text, p_target text, p_parameters jsonb DEFAULT '{}'::jsonb, p_requires_approval boolean DEFAULT true, p_approval text DEFAULT NULL::text, p_proposal_id uuid DEFAULT NULL::uuid, p_vote boolean DEFAULT false, p_vote_title text DEFAULT NULL::text, p_vote_body jsonb DEFAULT NULL::jsonb, p_vote_rule text DEFAULT 'majority'::text, p_vote_threshold double precision DEFAULT NULL::double precision, p_vote_weighted boolean DEFAULT false, p_vote_min_turnout double precision DEFAULT NULL::double precision, p_vote_deadline interval DEFAULT '00:05:00'::interval, p_vote_at_deadline text DEFAULT 'tally'::text, p_vote_electorate text[] DEFAULT NULL::text[]) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+    v_proposal_id uuid := p_proposal_id;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    IF p_vote THEN
+        v_proposal_id := md5(p_id::text || ' vote')::uuid;
+        IF p_proposal_id IS NOT NULL OR NOT p_requires_approval THEN
+            PERFORM blackboard.raise('BB002', 'A vote is opened for an action that requires approval and names no other '
+                                              'proposal.', jsonb_build_object('field', 'vote'));
+        END IF;
+    ELSIF p_approval IN ('vote', 'both') AND p_proposal_id IS NULL THEN
+        PERFORM blackboard.raise('BB002', 'This approval needs a vote: pass vote, or the id of a proposal.',
+                                 jsonb_build_object('field', 'approval'));
+    END IF;
+    SELECT * INTO v_action FROM blackboard.actions WHERE session_id = p_session_id AND id = p_id;
+    IF FOUND AND p_vote AND v_action.proposal_id IS DISTINCT FROM v_proposal_id THEN
+        PERFORM blackboard.raise('BB004', 'An action with this id was proposed with other content; use a new id.',
+                                 jsonb_build_object('noun', 'action', 'id', p_id));
+    END IF;
+    IF p_vote THEN
+        PERFORM blackboard.open_proposal(
+            p_session_id, v_proposal_id, p_agent_id,
+            coalesce(p_vote_title, left(concat_ws(' ', p_type, nullif(p_target, '')), 500)),
+            coalesce(p_vote_body, jsonb_build_object('action', p_type, 'target', p_target, 'parameters', p_parameters)),
+            p_vote_rule, p_vote_threshold, p_vote_weighted, p_vote_min_turnout, p_vote_deadline, p_vote_at_deadline,
+            p_vote_electorate);
+    END IF;
+    IF v_action.id IS NULL THEN
+        PERFORM blackboard.open_session(p_session_id);
+        PERFORM blackboard.current_member(p_session_id, p_agent_id);
+        INSERT INTO blackboard.actions (session_id, id, agent_id, type, target, parameters, requires_approval, approval,
+                                        proposal_id)
+        VALUES (p_session_id, p_id, p_agent_id, p_type, p_target, p_parameters, p_requires_approval, p_approval,
+                v_proposal_id)
+        ON CONFLICT (session_id, id) DO NOTHING;
+        SELECT * INTO v_action FROM blackboard.actions WHERE session_id = p_session_id AND id = p_id;
+    END IF;
+    IF (v_action.agent_id, v_action.type, v_action.target, v_action.parameters, v_action.requires_approval,
+        v_action.proposal_id)
+       IS DISTINCT FROM (p_agent_id, p_type, p_target, p_parameters, p_requires_approval, v_proposal_id)
+       -- An escalated vote may have changed approval since.
+       OR (p_approval IS NOT NULL AND v_action.approval NOT IN (p_approval, 'human')) THEN
+        PERFORM blackboard.raise('BB004', 'An action with this id was proposed with other content; use a new id.',
+                                 jsonb_build_object('noun', 'action', 'id', p_id));
+    END IF;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.propose_hypothesis(p_session_id uuid, p_id uuid, p_agent_id text, p_statement text, p_confidence double precision DEFAULT 0.5) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.open_session(p_session_id);
+    INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
+    VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
+    ON CONFLICT (session_id, id) DO NOTHING
+    RETURNING * INTO v_hypothesis;
+    IF NOT FOUND THEN
+        SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+        IF (v_hypothesis.agent_id, v_hypothesis.statement, v_hypothesis.prior)
+           IS DISTINCT FROM (p_agent_id, p_statement, p_confidence) THEN
+            PERFORM blackboard.raise('BB004',
+                'A hypothesis with this id was proposed with other content; use a new id.',
+                jsonb_build_object('noun', 'hypothesis', 'id', p_id));
+        END IF;
+    END IF;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.proposed_hypothesis(p_session_id uuid, p_id uuid) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+BEGIN
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_hypothesis(p_id);
+    ELSIF v_hypothesis.status <> 'proposed' THEN
+        PERFORM blackboard.raise('BB003', format('This hypothesis is %s and no longer argued over; propose it anew.',
+                                                 v_hypothesis.status),
+                                 jsonb_build_object('noun', 'hypothesis', 'id', p_id, 'status', v_hypothesis.status));
+    END IF;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.prune_events(p_session_id uuid, p_before timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql
+    SET "blackboard.pruning" TO 'on'
+    AS $$
+DECLARE
+    v_tx bigint;
+    v_seq bigint;
+    v_count bigint;
+BEGIN
+    -- Up to the last event before the moment in cursor order, so that what is left is one unbroken tail.
+    SELECT max(tx), max(seq) INTO v_tx, v_seq FROM blackboard.events
+    WHERE session_id = p_session_id AND at < p_before
+      AND tx < (SELECT coalesce(min(e.tx), 9223372036854775807) FROM blackboard.events e
+                WHERE e.session_id = p_session_id AND e.at >= p_before);
+    IF v_tx IS NULL THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM blackboard.events WHERE session_id = p_session_id AND tx <= v_tx;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    INSERT INTO blackboard.pruned_events (session_id, tx, seq) VALUES (p_session_id, v_tx, v_seq)
+    ON CONFLICT (session_id) DO UPDATE
+        SET tx = greatest(pruned_events.tx, excluded.tx), seq = greatest(pruned_events.seq, excluded.seq),
+            pruned_at = blackboard.now();
+    RETURN v_count;
+END
+$$;
+
+CREATE FUNCTION blackboard.raise(p_code text, p_message text, p_facts jsonb DEFAULT '{}'::jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = p_code, MESSAGE = p_message, DETAIL = p_facts::text;
+END
+$$;
+
+CREATE FUNCTION blackboard.read_events(p_session_id uuid, p_cursor text, p_limit integer, p_topics text[] DEFAULT NULL::text[], p_subject_id uuid DEFAULT NULL::uuid) RETURNS TABLE(cursor text, more boolean, events jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    v_parts text[] := string_to_array(p_cursor, '.');
+    v_history text := blackboard.cursor_history();
+    v_offset bigint := blackboard.tx_offset();
+    v_own bigint := pg_current_xact_id_if_assigned()::text::bigint + blackboard.tx_offset();
+    v_newest bigint;
+    v_pruned bigint;
+    v_xmax bigint := 0;
+    v_xip bigint[] := '{}';
+    v_upper bigint;
+    v_upper_xip bigint[];
+    v_last_seq bigint := 0;
+    v_types text[] := blackboard.event_types(p_topics);
+    v_like text;
+    v_count integer;
+BEGIN
+    IF pg_is_in_recovery() THEN
+        PERFORM blackboard.raise('BB012', 'Cursors are read on the primary: a standby does not know the running transactions.');
+    END IF;
+    SELECT '^(' || string_agg(CASE WHEN t LIKE '%.*' THEN regexp_replace(left(t, -2), '([.^$*+?()\[\]{}|\\])', '\\\1', 'g') || '\..*'
+                                   WHEN t = '*' THEN '.*'
+                                   ELSE regexp_replace(t, '([.^$*+?()\[\]{}|\\])', '\\\1', 'g') END, '|') || ')$'
+    INTO v_like FROM unnest(v_types) t;
+
+    SELECT max(tx) INTO v_newest FROM (
+        SELECT e.tx FROM blackboard.events e
+        WHERE e.session_id = p_session_id AND (v_own IS NULL OR e.tx <> v_own)
+        ORDER BY e.tx DESC LIMIT 1) newest;
+    SELECT p.tx INTO v_pruned FROM blackboard.pruned_events p WHERE p.session_id = p_session_id;
+
+    IF p_cursor IS NOT NULL AND p_cursor <> '' THEN
+        IF v_parts[1] IS DISTINCT FROM 'bb1' OR cardinality(v_parts) NOT IN (4, 7)
+           OR NOT p_cursor ~ '^bb1\.[0-9a-f]{8}\.\d{1,19}\.(\d{1,19}(,\d{1,19})*)?(\.\d{1,19}\.(\d{1,19}(,\d{1,19})*)?\.\d{1,19})?$' THEN
+            PERFORM blackboard.raise('BB002', 'This is no cursor; pass one that a read returned, or none.',
+                                     '{"field": "cursor"}');
+        END IF;
+        IF v_parts[2] <> v_history THEN
+            PERFORM blackboard.raise('BB010', 'This cursor was read from another database; start from a new one.');
+        END IF;
+        v_xmax := v_parts[3]::bigint;
+        v_xip := coalesce(string_to_array(nullif(v_parts[4], ''), ',')::bigint[], '{}');
+        IF v_pruned IS NOT NULL AND (v_xmax <= v_pruned OR EXISTS (SELECT FROM unnest(v_xip) x WHERE x <= v_pruned)) THEN
+            PERFORM blackboard.raise('BB009', 'Events after this cursor were pruned; read the board afresh and start from a new cursor.');
+        END IF;
+        IF v_xmax > 1 + greatest(coalesce(v_newest, 0), coalesce(v_pruned, 0)) THEN
+            PERFORM blackboard.raise('BB010', 'This cursor is ahead of the history: the database was restored to an earlier state. Start from a new cursor.');
+        END IF;
+    END IF;
+
+    IF cardinality(v_parts) = 7 THEN
+        v_upper := v_parts[5]::bigint;
+        v_upper_xip := coalesce(string_to_array(nullif(v_parts[6], ''), ',')::bigint[], '{}');
+        v_last_seq := v_parts[7]::bigint;
+    ELSE
+        v_upper := greatest(v_xmax, coalesce(v_newest + 1, 0), coalesce(v_pruned + 1, 0));
+        SELECT coalesce(array_agg(r.x), '{}') INTO v_upper_xip
+        FROM (SELECT x::text::bigint + v_offset FROM pg_snapshot_xip(pg_current_snapshot()) x
+              UNION SELECT v_own WHERE v_own IS NOT NULL) r (x)
+        WHERE r.x < v_upper;
+    END IF;
+
+    IF cardinality(v_parts) IS DISTINCT FROM 7 THEN
+        -- Small sets are sorted, large ones are walked in order of seq from their first event on.
+        SELECT count(*) INTO v_count FROM (
+            SELECT FROM blackboard.events e
+            WHERE e.session_id = p_session_id AND e.tx >= v_xmax AND e.tx < v_upper AND NOT e.tx = ANY (v_upper_xip)
+            LIMIT p_limit + 1) counted;
+        IF v_count > p_limit THEN
+            SELECT least(
+                (SELECT min(e.seq) FROM blackboard.events e
+                 WHERE e.session_id = p_session_id AND e.tx >= v_xmax AND e.tx < v_upper
+                   AND NOT e.tx = ANY (v_upper_xip)),
+                (SELECT min(e.seq) FROM blackboard.events e
+                 WHERE e.session_id = p_session_id AND e.tx = ANY (v_xip) AND NOT e.tx = ANY (v_upper_xip))) - 1
+            INTO v_last_seq;
+        ELSE
+            v_last_seq := NULL;
+        END IF;
+    END IF;
+
+    IF v_last_seq IS NULL THEN
+        RETURN QUERY
+        WITH found AS MATERIALIZED (
+            SELECT e.seq, e.at, e.actor, e.type, e.subject_id, e.data
+            FROM blackboard.events e
+            WHERE e.session_id = p_session_id AND e.tx >= v_xmax AND e.tx < v_upper AND NOT e.tx = ANY (v_upper_xip)
+              AND (v_like IS NULL OR e.type ~ v_like) AND (p_subject_id IS NULL OR e.subject_id = p_subject_id)
+            UNION ALL
+            SELECT e.seq, e.at, e.actor, e.type, e.subject_id, e.data
+            FROM blackboard.events e
+            WHERE e.session_id = p_session_id AND e.tx = ANY (v_xip) AND NOT e.tx = ANY (v_upper_xip)
+              AND (v_like IS NULL OR e.type ~ v_like) AND (p_subject_id IS NULL OR e.subject_id = p_subject_id)
+            ORDER BY seq LIMIT p_limit + 1
+        ), page AS (SELECT * FROM found ORDER BY seq LIMIT p_limit)
+        SELECT CASE WHEN (SELECT count(*) FROM found) > p_limit
+                    THEN concat_ws('.', 'bb1', v_history, v_xmax, array_to_string(v_xip, ','), v_upper,
+                                   array_to_string(v_upper_xip, ','), (SELECT max(p.seq) FROM page p))
+                    ELSE concat_ws('.', 'bb1', v_history, v_upper, array_to_string(v_upper_xip, ',')) END,
+               (SELECT count(*) FROM found) > p_limit,
+               (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                    'session_id', p_session_id, 'seq', p.seq, 'at', p.at, 'actor', p.actor, 'type', p.type,
+                    'subject_id', p.subject_id, 'data', p.data) ORDER BY p.seq), '[]') FROM page p);
+    ELSE
+        RETURN QUERY
+        WITH found AS MATERIALIZED (
+            SELECT e.seq, e.at, e.actor, e.type, e.subject_id, e.data
+            FROM blackboard.events e
+            WHERE e.session_id = p_session_id AND e.seq > v_last_seq
+              AND (e.tx >= v_xmax OR e.tx = ANY (v_xip)) AND e.tx < v_upper AND NOT e.tx = ANY (v_upper_xip)
+              AND (v_like IS NULL OR e.type ~ v_like) AND (p_subject_id IS NULL OR e.subject_id = p_subject_id)
+            ORDER BY e.seq LIMIT p_limit + 1
+        ), page AS (SELECT * FROM found ORDER BY seq LIMIT p_limit)
+        SELECT CASE WHEN (SELECT count(*) FROM found) > p_limit
+                    THEN concat_ws('.', 'bb1', v_history, v_xmax, array_to_string(v_xip, ','), v_upper,
+                                   array_to_string(v_upper_xip, ','), (SELECT max(p.seq) FROM page p))
+                    ELSE concat_ws('.', 'bb1', v_history, v_upper, array_to_string(v_upper_xip, ',')) END,
+               (SELECT count(*) FROM found) > p_limit,
+               (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                    'session_id', p_session_id, 'seq', p.seq, 'at', p.at, 'actor', p.actor, 'type', p.type,
+                    'subject_id', p.subject_id, 'data', p.data) ORDER BY p.seq), '[]') FROM page p);
+    END IF;
+END
+$_$;
+
+CREATE FUNCTION blackboard.record_delete() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT coalesce(o.doc ->> 'session_id', o.doc ->> 'id')::uuid, TG_ARGV[0] || '.deleted',
+           (o.doc ->> TG_ARGV[1])::uuid, o.doc
+    FROM (SELECT to_jsonb(r) AS doc FROM old_rows r) o;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.recount_corroborations() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE blackboard.findings f SET corroborations = f.corroborations - c.less
+    FROM (SELECT o.session_id, o.finding_id, count(*)::integer AS less FROM old_rows o GROUP BY 1, 2) c
+    WHERE f.session_id = c.session_id AND f.id = c.finding_id;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.redrive_task(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status NOT IN ('failed', 'dead') THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s; only failed and dead tasks can be redriven.',
+                                                 p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    END IF;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
+        released = t.attempt
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.refresh_blockers(p_session_id uuid, p_children uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
+    ORDER BY t.id FOR UPDATE;
+    WITH counted AS (
+        SELECT t.id, count(*) FILTER (WHERE d.state = 'waiting')::integer AS waiting,
+               array_agg(d.depends_on_id) FILTER (WHERE d.state = 'failed') AS failed
+        FROM blackboard.tasks t
+        JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
+        WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
+        GROUP BY t.id
+    ), moved AS (
+        SELECT t.id, c.waiting, c.failed,
+               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held') THEN t.status
+                    WHEN c.failed IS NOT NULL THEN 'cancelled'
+                    WHEN t.status = 'blocked' AND c.waiting = 0 THEN
+                        CASE WHEN t.run_at > blackboard.now() THEN 'scheduled'
+                             WHEN t.assigned_to IS NOT NULL THEN 'assigned' ELSE 'pending' END
+                    ELSE t.status END AS status
+        FROM counted c JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = c.id
+    )
+    UPDATE blackboard.tasks t
+    SET blockers = m.waiting, status = m.status,
+        position = CASE WHEN m.status IN ('pending', 'assigned')
+                        THEN coalesce(t.position, nextval('blackboard.task_positions')) END,
+        completed_at = CASE WHEN m.status = 'cancelled' THEN blackboard.now() ELSE t.completed_at END,
+        error = CASE WHEN m.status = 'cancelled' AND t.status <> 'cancelled'
+                     THEN jsonb_build_object('code', 'dependency_failed',
+                                             'message', 'A task that this one depends on did not complete.',
+                                             'depends_on', to_jsonb(m.failed))
+                     ELSE t.error END
+    FROM moved m
+    WHERE t.session_id = p_session_id AND t.id = m.id AND (t.blockers, t.status) IS DISTINCT FROM (m.waiting, m.status);
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND pg_catalog.current_setting('blackboard.pruning', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    PERFORM blackboard.raise('BB005',
+        format('%s on blackboard.%s is refused: history is append-only; prune it with blackboard.prune_events().',
+               TG_OP, TG_TABLE_NAME),
+        jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_rewrite() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.raise('BB005', format('Rows of blackboard.%s are never changed: %s.', TG_TABLE_NAME, TG_ARGV[0]),
+                             jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.register_agent(p_id text, p_capabilities text[], p_expertise jsonb, p_capacity integer, p_role text) RETURNS blackboard.agents
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_agent blackboard.agents;
+BEGIN
+    -- NULL leaves what is declared already (or takes the column's default).
+    PERFORM blackboard.act_as(p_id);
+    INSERT INTO blackboard.agents AS a (id, capabilities, expertise, capacity, role)
+    VALUES (p_id, coalesce(p_capabilities, '{}'), coalesce(p_expertise, '{}'), coalesce(p_capacity, 1),
+            coalesce(p_role, 'member'))
+    ON CONFLICT (id) DO UPDATE
+        SET capabilities = coalesce(p_capabilities, a.capabilities), expertise = coalesce(p_expertise, a.expertise),
+            capacity = coalesce(p_capacity, a.capacity), role = coalesce(p_role, a.role)
+        WHERE (a.capabilities, a.expertise, a.capacity, a.role) IS DISTINCT FROM
+              (coalesce(p_capabilities, a.capabilities), coalesce(p_expertise, a.expertise),
+               coalesce(p_capacity, a.capacity), coalesce(p_role, a.role));
+    SELECT * INTO v_agent FROM blackboard.agents WHERE id = p_id;
+    RETURN v_agent;
+END
+$$;
+
+CREATE FUNCTION blackboard.reject_action(p_session_id uuid, p_id uuid, p_by text, p_reason text) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+BEGIN
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    PERFORM blackboard.act_as(p_by);
+    v_action := blackboard.lock_action(p_session_id, p_id);
+    IF v_action.rejected_by = p_by THEN
+        RETURN v_action;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+    IF v_action.status <> 'awaiting_approval' THEN
+        PERFORM blackboard.raise('BB003', format('The action is %s and awaits no approval.', v_action.status),
+                                 jsonb_build_object('noun', 'action', 'id', p_id, 'status', v_action.status));
+    END IF;
+    UPDATE blackboard.actions SET rejected_by = p_by, approval_reason = p_reason, status = 'rejected'
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_action;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.release_lock(p_session_id uuid, p_name text, p_agent_id text, p_token bigint) RETURNS blackboard.locks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.commit_synchronously();
+    SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
+    IF v_lock.released_token = p_token AND p_token > 0 THEN
+        RETURN v_lock;
+    END IF;
+    v_lock := blackboard.held_lock(p_session_id, p_name, p_agent_id, p_token);
+    UPDATE blackboard.locks
+    SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL,
+        released_token = p_token
+    WHERE session_id = p_session_id AND id = v_lock.id;
+    RETURN blackboard.advance_lock(p_session_id, v_lock.id);
+END
+$$;
+
+CREATE FUNCTION blackboard.release_task(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_agent_id text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested THEN nextval('blackboard.task_positions') END,
+        completed_at = CASE WHEN t.cancel_requested THEN blackboard.now() END,
+        lease_id = NULL, deadline_at = NULL, started_at = NULL, error = NULL, released = t.released + 1
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.renew_lease(p_lease_id uuid) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE blackboard.leases SET expires_at = blackboard.now() + term
+    WHERE id = p_lease_id AND lapsed_at IS NULL;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    PERFORM blackboard.tend_leases();
+    RETURN (SELECT count(*)::integer FROM blackboard.tasks t WHERE t.lease_id = p_lease_id);
+END
+$$;
+
+CREATE FUNCTION blackboard.renew_lock(p_session_id uuid, p_name text, p_agent_id text, p_token bigint, p_ttl interval) RETURNS blackboard.locks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+BEGIN
+    IF p_ttl <= interval '0' THEN
+        PERFORM blackboard.raise('BB002', 'A lock''s ttl must be positive.', jsonb_build_object('field', 'ttl'));
+    END IF;
+    PERFORM blackboard.act_as(p_agent_id);
+    v_lock := blackboard.held_lock(p_session_id, p_name, p_agent_id, p_token);
+    UPDATE blackboard.locks SET expires_at = blackboard.now() + p_ttl
+    WHERE session_id = p_session_id AND id = v_lock.id
+    RETURNING * INTO v_lock;
+    RETURN v_lock;
+END
+$$;
+
+CREATE FUNCTION blackboard.report_finding(p_session_id uuid, p_id uuid, p_agent_id text, p_type text, p_content jsonb, p_category text DEFAULT 'observation'::text, p_confidence double precision DEFAULT NULL::double precision, p_evidence jsonb DEFAULT '[]'::jsonb, p_tags text[] DEFAULT '{}'::text[], p_provenance jsonb DEFAULT '{}'::jsonb, p_derived_from uuid[] DEFAULT '{}'::uuid[]) RETURNS blackboard.findings
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_finding blackboard.findings;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.open_session(p_session_id);
+    LOOP
+        v_finding := blackboard.reported_finding(p_session_id, p_id, p_agent_id, p_type, p_content, p_category,
+                                                 p_confidence, p_evidence, p_tags, p_provenance, p_derived_from);
+        IF v_finding.id IS NOT NULL THEN
+            RETURN v_finding;
+        END IF;
+        -- Waits for whoever reports the same at this moment.
+        INSERT INTO blackboard.findings (session_id, id, agent_id, category, type, content, confidence, evidence, tags,
+                                         provenance, derived_from)
+        VALUES (p_session_id, p_id, p_agent_id, p_category, p_type, p_content, p_confidence, p_evidence, p_tags,
+                p_provenance, p_derived_from)
+        ON CONFLICT DO NOTHING
+        RETURNING * INTO v_finding;
+        IF FOUND THEN
+            RETURN v_finding;
+        END IF;
+        -- Held until the corroboration stands, lest the finding be retracted in between.
+        SELECT * INTO v_finding FROM blackboard.findings f
+        WHERE f.session_id = p_session_id AND f.status = 'active'
+          AND f.fingerprint = blackboard.finding_fingerprint(p_category, p_type, p_content)
+        FOR NO KEY UPDATE;
+        IF FOUND THEN
+            IF v_finding.agent_id <> p_agent_id THEN
+                INSERT INTO blackboard.corroborations (session_id, finding_id, agent_id, report_id, confidence, evidence)
+                VALUES (p_session_id, v_finding.id, p_agent_id, p_id, p_confidence, p_evidence)
+                ON CONFLICT DO NOTHING;
+                SELECT * INTO v_finding FROM blackboard.findings f
+                WHERE f.session_id = p_session_id AND f.id = v_finding.id;
+            END IF;
+            RETURN v_finding;
+        END IF;
+        -- Hidden since, or the conflict was about the id: look again.
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION blackboard.reported_finding(p_session_id uuid, p_id uuid, p_agent_id text, p_type text, p_content jsonb, p_category text, p_confidence double precision, p_evidence jsonb, p_tags text[], p_provenance jsonb, p_derived_from uuid[]) RETURNS blackboard.findings
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_finding blackboard.findings;
+    v_corroboration blackboard.corroborations;
+    v_same boolean;
+BEGIN
+    SELECT * INTO v_finding FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_id;
+    IF FOUND THEN
+        v_same := (v_finding.agent_id, v_finding.category, v_finding.type, v_finding.content, v_finding.confidence,
+                   v_finding.evidence, v_finding.tags, v_finding.provenance, v_finding.derived_from)
+                  IS NOT DISTINCT FROM
+                  (p_agent_id, p_category, p_type, p_content, p_confidence, p_evidence, p_tags, p_provenance,
+                   p_derived_from);
+    ELSE
+        SELECT * INTO v_corroboration FROM blackboard.corroborations c
+        WHERE c.session_id = p_session_id AND c.report_id = p_id;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        SELECT * INTO v_finding FROM blackboard.findings f
+        WHERE f.session_id = p_session_id AND f.id = v_corroboration.finding_id;
+        v_same := (v_corroboration.agent_id, v_corroboration.confidence, v_corroboration.evidence,
+                   v_finding.fingerprint)
+                  IS NOT DISTINCT FROM
+                  (p_agent_id, p_confidence, p_evidence,
+                   blackboard.finding_fingerprint(p_category, p_type, p_content));
+    END IF;
+    IF NOT v_same THEN
+        PERFORM blackboard.raise('BB004', 'A finding with this id was reported with other content; use a new id.',
+                                 jsonb_build_object('noun', 'finding', 'id', p_id));
+    END IF;
+    RETURN v_finding;
+END
+$$;
+
+CREATE FUNCTION blackboard.require_lock(p_session_id uuid, p_name text, p_token bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lock blackboard.locks;
+BEGIN
+    SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR SHARE;
+    IF NOT FOUND OR v_lock.holder IS NULL OR v_lock.token IS DISTINCT FROM p_token
+       OR v_lock.expires_at <= blackboard.now()
+       OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
+        PERFORM blackboard.raise('BB006', format('The lock %L is not held under this token any more; nothing may be written '
+                                                 'under it. Acquire it again.', p_name),
+                                 jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
+                                                    'holder', v_lock.holder));
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.retract_evidence(p_session_id uuid, p_id uuid, p_finding_id uuid, p_reason text, p_actor text) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    PERFORM 1 FROM blackboard.hypotheses h
+    WHERE h.session_id = p_session_id AND h.id = p_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_hypothesis(p_id);
+    END IF;
+    UPDATE blackboard.hypothesis_evidence
+    SET retracted_at = blackboard.now(), reason = coalesce(p_reason, '')
+    WHERE session_id = p_session_id AND hypothesis_id = p_id AND finding_id = p_finding_id AND retracted_at IS NULL;
+    IF NOT FOUND THEN
+        PERFORM 1 FROM blackboard.hypothesis_evidence e
+        WHERE e.session_id = p_session_id AND e.hypothesis_id = p_id AND e.finding_id = p_finding_id;
+        IF NOT FOUND THEN
+            PERFORM blackboard.raise('BB001', format('The finding %s is no evidence for this hypothesis.', p_finding_id),
+                                     jsonb_build_object('noun', 'evidence', 'id', p_finding_id));
+        END IF;
+    END IF;
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.retract_finding(p_session_id uuid, p_id uuid, p_reason text, p_actor text) RETURNS blackboard.findings
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_finding blackboard.findings;
+    v_actor text;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    v_actor := blackboard.current_actor();
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT * INTO v_finding FROM blackboard.findings f
+    WHERE f.session_id = p_session_id AND f.id = p_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_finding(p_id);
+    END IF;
+    IF v_actor <> v_finding.agent_id AND NOT blackboard.may_overrule(p_session_id, v_actor) THEN
+        PERFORM blackboard.raise('BB005',
+            format('Only %s, a controller or a human may retract this finding; contradict it instead.',
+                   v_finding.agent_id),
+            jsonb_build_object('noun', 'finding', 'id', p_id, 'agent_id', v_finding.agent_id));
+    END IF;
+    IF v_finding.status <> 'retracted' THEN
+        UPDATE blackboard.findings SET status = 'retracted', reason = coalesce(p_reason, '')
+        WHERE session_id = p_session_id AND id = p_id
+        RETURNING * INTO v_finding;
+    END IF;
+    RETURN v_finding;
+END
+$$;
+
+CREATE FUNCTION blackboard.revise_after_delete() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_row record;
+BEGIN
+    FOR v_row IN SELECT o.session_id, array_agg(DISTINCT o.hypothesis_id) AS hypothesis_ids
+                 FROM old_rows o GROUP BY o.session_id LOOP
+        PERFORM blackboard.revise_hypotheses(v_row.session_id, v_row.hypothesis_ids,
+                                             jsonb_build_object('event', TG_ARGV[0]));
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.revise_hypotheses(p_session_id uuid, p_hypothesis_ids uuid[], p_because jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.hypotheses h
+    WHERE h.session_id = p_session_id AND h.id = ANY (p_hypothesis_ids)
+    ORDER BY h.id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM pg_catalog.set_config('blackboard.because', p_because::text, true);
+    UPDATE blackboard.hypotheses SET revision = revision + 1
+    WHERE session_id = p_session_id AND id = ANY (p_hypothesis_ids);
+    PERFORM pg_catalog.set_config('blackboard.because', '', true);
+END
+$$;
+
+CREATE FUNCTION blackboard.roll_back_action(p_session_id uuid, p_id uuid, p_by text, p_reason text) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+BEGIN
+    PERFORM blackboard.act_as(p_by);
+    v_action := blackboard.lock_action(p_session_id, p_id);
+    IF v_action.rolled_back_by = p_by THEN
+        RETURN v_action;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+    IF v_action.status NOT IN ('completed', 'failed') THEN
+        PERFORM blackboard.raise('BB003', format('The action is %s; only what was executed can be rolled back.',
+                                                 v_action.status),
+                                 jsonb_build_object('noun', 'action', 'id', p_id, 'status', v_action.status));
+    END IF;
+    UPDATE blackboard.actions SET status = 'rolled_back', rolled_back_by = p_by, rollback_reason = p_reason
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_action;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.settle_actions(p_session_id uuid, p_proposal_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_status text;
+    v_reason text;
+BEGIN
+    SELECT status, result ->> 'reason' INTO v_status, v_reason
+    FROM blackboard.proposals WHERE session_id = p_session_id AND id = p_proposal_id;
+    IF v_status = 'accepted' THEN
+        UPDATE blackboard.actions
+        SET vote_accepted = true,
+            status = CASE WHEN approval = 'vote' OR approved_by IS NOT NULL THEN 'approved' ELSE status END
+        WHERE session_id = p_session_id AND proposal_id = p_proposal_id
+          AND status = 'awaiting_approval' AND approval IN ('vote', 'both');
+    ELSIF v_reason = 'escalated' THEN
+        UPDATE blackboard.actions
+        SET approval = 'human', status = CASE WHEN approved_by IS NOT NULL THEN 'approved' ELSE status END
+        WHERE session_id = p_session_id AND proposal_id = p_proposal_id
+          AND status = 'awaiting_approval' AND approval IN ('vote', 'both');
+    ELSIF v_status <> 'open' THEN
+        UPDATE blackboard.actions
+        SET status = 'rejected', approval_reason = format('The proposal was %s.', v_status)
+        WHERE session_id = p_session_id AND proposal_id = p_proposal_id
+          AND status = 'awaiting_approval' AND approval IN ('vote', 'both');
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_children uuid[];
+BEGIN
+    WITH settled AS (
+        UPDATE blackboard.task_dependencies d
+        SET state = CASE WHEN p_succeeded OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
+        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (p_parents) AND d.state = 'waiting'
+        RETURNING d.task_id)
+    SELECT array_agg(DISTINCT task_id ORDER BY task_id) INTO v_children FROM settled;
+    IF v_children IS NOT NULL THEN
+        PERFORM blackboard.refresh_blockers(p_session_id, v_children);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.settle_proposal(p_session_id uuid, p_proposal_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_tally blackboard.tallied := blackboard.tally(p_session_id, p_proposal_id);
+BEGIN
+    IF v_tally.certain THEN
+        UPDATE blackboard.proposals SET status = v_tally.outcome
+        WHERE session_id = p_session_id AND id = p_proposal_id AND status = 'open';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.start_action(p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid) RETURNS blackboard.actions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_action blackboard.actions;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM blackboard.commit_synchronously();
+    PERFORM blackboard.open_session(p_session_id);
+    PERFORM blackboard.current_member(p_session_id, p_agent_id);
+    PERFORM blackboard.close_due_proposals(p_session_id);
+    v_action := blackboard.lock_action(p_session_id, p_id);
+    PERFORM blackboard.live_lease(p_lease_id);
+    IF v_action.status = 'executing' AND v_action.executor = p_agent_id AND v_action.lease_id = p_lease_id THEN
+        RETURN v_action;
+    END IF;
+    IF v_action.status <> 'approved'
+       AND NOT (v_action.status = 'executing' AND blackboard.lease_lapsed(v_action.lease_id)) THEN
+        PERFORM blackboard.raise('BB003',
+            CASE v_action.status
+                WHEN 'executing' THEN format('%s executes this action already.', v_action.executor)
+                WHEN 'awaiting_approval' THEN 'The action awaits approval; only an approved one starts.'
+                ELSE format('The action is %s; only an approved one starts.', v_action.status) END,
+            jsonb_build_object('noun', 'action', 'id', p_id, 'status', v_action.status,
+                               'executor', v_action.executor));
+    END IF;
+    UPDATE blackboard.actions
+    SET status = 'executing', executor = p_agent_id, lease_id = p_lease_id, token = token + 1
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_action;
+    RETURN v_action;
+END
+$$;
+
+CREATE FUNCTION blackboard.start_lease(p_id uuid, p_host text, p_pid integer, p_term interval) RETURNS blackboard.leases
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_lease blackboard.leases;
+BEGIN
+    INSERT INTO blackboard.leases (id, host, pid, term, expires_at)
+    VALUES (p_id, p_host, p_pid, p_term, blackboard.now() + p_term)
+    ON CONFLICT (id) DO NOTHING;
+    SELECT * INTO v_lease FROM blackboard.leases WHERE id = p_id;
+    IF (v_lease.host, v_lease.pid, v_lease.term) IS DISTINCT FROM (p_host, p_pid, p_term) THEN
+        PERFORM blackboard.raise('BB004', 'A lease with this id was started by another process; use a new id.',
+                                 jsonb_build_object('noun', 'lease', 'id', p_id));
+    END IF;
+    RETURN v_lease;
+END
+$$;
+
+CREATE FUNCTION blackboard.start_session(p_id uuid, p_name text, p_goal text, p_context jsonb, p_actor text, p_allow_self_validation boolean DEFAULT false) RETURNS blackboard.sessions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_session blackboard.sessions;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    INSERT INTO blackboard.sessions (id, name, goal, context, allow_self_validation, created_by)
+    VALUES (p_id, p_name, p_goal, p_context, p_allow_self_validation, blackboard.current_actor())
+    ON CONFLICT (id) DO NOTHING
+    RETURNING * INTO v_session;
+    IF NOT FOUND THEN
+        SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_id;
+        -- Name, goal and context may have been changed since; what was started is in the first event.
+        PERFORM 1 FROM blackboard.events e
+        WHERE e.session_id = p_id AND e.subject_id = p_id AND e.type = 'session.started'
+          AND (e.data ->> 'name', e.data ->> 'goal', e.data -> 'context')
+              IS DISTINCT FROM (p_name, p_goal, p_context);
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB004', 'A session with this id was started with other content; use a new id.',
+                                     jsonb_build_object('noun', 'session', 'id', p_id));
+        END IF;
+    END IF;
+    RETURN v_session;
+END
+$$;
+
+CREATE FUNCTION blackboard.supersede_finding(p_session_id uuid, p_old_id uuid, p_id uuid, p_actor text, p_content jsonb, p_type text DEFAULT NULL::text, p_category text DEFAULT NULL::text, p_confidence double precision DEFAULT NULL::double precision, p_evidence jsonb DEFAULT '[]'::jsonb, p_tags text[] DEFAULT '{}'::text[], p_provenance jsonb DEFAULT '{}'::jsonb, p_derived_from uuid[] DEFAULT '{}'::uuid[], p_reason text DEFAULT ''::text) RETURNS blackboard.findings
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_old blackboard.findings;
+    v_new blackboard.findings;
+    v_actor text;
+    v_fingerprint bytea;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    v_actor := blackboard.current_actor();
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT * INTO v_old FROM blackboard.findings f
+    WHERE f.session_id = p_session_id AND f.id = p_old_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_finding(p_old_id);
+    END IF;
+    p_type := coalesce(p_type, v_old.type);
+    p_category := coalesce(p_category, v_old.category);
+    v_fingerprint := blackboard.finding_fingerprint(p_category, p_type, p_content);
+    v_new := blackboard.reported_finding(p_session_id, p_id, v_actor, p_type, p_content, p_category, p_confidence,
+                                         p_evidence, p_tags, p_provenance, p_derived_from);
+    IF v_old.status <> 'active' THEN
+        SELECT * INTO v_new FROM blackboard.findings f
+        WHERE f.session_id = p_session_id AND f.id = v_old.superseded_by AND f.fingerprint = v_fingerprint;
+        IF FOUND THEN
+            RETURN v_new;
+        END IF;
+        PERFORM blackboard.raise('BB003', format('This finding is %s already; supersede the one that replaced it.',
+                                                 v_old.status),
+                                 jsonb_build_object('noun', 'finding', 'id', p_old_id, 'status', v_old.status,
+                                                    'superseded_by', v_old.superseded_by));
+    END IF;
+    IF v_new.id IS NOT NULL THEN
+        PERFORM blackboard.raise('BB004', 'This id was used for another report; use a new id.',
+                                 jsonb_build_object('noun', 'finding', 'id', p_id));
+    END IF;
+    IF v_actor <> v_old.agent_id AND NOT blackboard.may_overrule(p_session_id, v_actor) THEN
+        PERFORM blackboard.raise('BB005',
+            format('Only %s, a controller or a human may supersede this finding; report another one and contradict it.',
+                   v_old.agent_id),
+            jsonb_build_object('noun', 'finding', 'id', p_old_id, 'agent_id', v_old.agent_id));
+    END IF;
+    IF v_fingerprint = v_old.fingerprint THEN
+        -- One statement, so that the old one makes room for the new one and both ends of the reference exist.
+        WITH old AS (
+            UPDATE blackboard.findings SET status = 'superseded', superseded_by = p_id, reason = coalesce(p_reason, '')
+            WHERE session_id = p_session_id AND id = p_old_id
+            RETURNING session_id
+        )
+        INSERT INTO blackboard.findings (session_id, id, agent_id, category, type, content, confidence, evidence, tags,
+                                         provenance, derived_from)
+        SELECT old.session_id, p_id, v_actor, p_category, p_type, p_content, p_confidence, p_evidence, p_tags,
+               p_provenance, p_derived_from
+        FROM old
+        RETURNING * INTO v_new;
+    ELSE
+        v_new := blackboard.report_finding(p_session_id, p_id, v_actor, p_type, p_content, p_category, p_confidence,
+                                           p_evidence, p_tags, p_provenance, p_derived_from);
+        UPDATE blackboard.findings
+        SET status = 'superseded', superseded_by = v_new.id, reason = coalesce(p_reason, '')
+        WHERE session_id = p_session_id AND id = p_old_id;
+    END IF;
+    RETURN v_new;
+END
+$$;
+
+CREATE FUNCTION blackboard.sweep_leases(p_limit integer) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_swept integer;
+    v_late integer;
+BEGIN
+    WITH lapsed AS (
+        SELECT t.session_id, t.id
+        FROM blackboard.leases l
+        JOIN blackboard.tasks t ON t.lease_id = l.id
+        WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
+        ORDER BY t.session_id, t.id
+        LIMIT p_limit FOR UPDATE OF t SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
+                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts
+                        THEN nextval('blackboard.task_positions') END,
+        completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
+                            THEN blackboard.now() END,
+        lease_id = NULL, deadline_at = NULL, started_at = NULL,
+        error = jsonb_build_object('code', 'lease_lapsed', 'agent_id', t.assigned_to, 'attempt', t.attempt,
+                                   'message', 'The process that ran it went silent.')
+    FROM lapsed WHERE t.session_id = lapsed.session_id AND t.id = lapsed.id;
+    GET DIAGNOSTICS v_swept = ROW_COUNT;
+    -- Over its maximum run time: the attempt failed, whoever runs it.
+    WITH late AS (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.deadline_at < blackboard.now()
+        ORDER BY t.deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'scheduled' END,
+        position = NULL, lease_id = NULL, deadline_at = NULL, started_at = NULL,
+        completed_at = CASE WHEN t.attempt - t.released >= t.max_attempts THEN blackboard.now() END,
+        run_at = blackboard.now() + blackboard.backoff(t.retry_delay, t.attempt),
+        error = jsonb_build_object('code', 'timeout', 'agent_id', t.assigned_to, 'attempt', t.attempt,
+                                   'message', format('It ran longer than its timeout of %s.', t.timeout))
+    FROM late WHERE t.session_id = late.session_id AND t.id = late.id;
+    GET DIAGNOSTICS v_late = ROW_COUNT;
+    UPDATE blackboard.leases l SET swept_at = blackboard.now()
+    WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
+      AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = l.id);
+    RETURN v_swept + v_late;
+END
+$$;
+
+CREATE FUNCTION blackboard.tally(p_session_id uuid, p_proposal_id uuid) RETURNS blackboard.tallied
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_tally blackboard.tallied;
+BEGIN
+    SELECT t.* INTO v_tally
+    FROM blackboard.proposals p
+    CROSS JOIN LATERAL (
+        SELECT array_agg(e.weight) AS weights, array_agg(v.choice) AS choices
+        FROM blackboard.proposal_electors e
+        LEFT JOIN blackboard.votes v USING (session_id, proposal_id, agent_id)
+        WHERE e.session_id = p.session_id AND e.proposal_id = p.id
+    ) b
+    CROSS JOIN LATERAL blackboard.tally_of(p.rule, p.threshold, p.min_turnout, b.weights, b.choices) t
+    WHERE p.session_id = p_session_id AND p.id = p_proposal_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no proposal %s in this session.', p_proposal_id),
+                                 jsonb_build_object('noun', 'proposal', 'id', p_proposal_id));
+    END IF;
+    RETURN v_tally;
+END
+$$;
+
+CREATE FUNCTION blackboard.tally_of(p_rule text, p_threshold double precision, p_min_turnout double precision, p_weights numeric[], p_choices text[]) RETURNS blackboard.tallied
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT ROW(
+        s.n_yes, s.n_no, s.n_abstained, s.n_outstanding, s.yes, s.no, s.abstained, s.total,
+        (round(s.yes + s.no + s.abstained, 40) / nullif(s.total, 0))::double precision,
+        CASE WHEN passes.now THEN 'accepted' ELSE 'rejected' END,
+        (passes.now AND passes.at_worst) OR NOT passes.at_best
+    )::blackboard.tallied
+    FROM (
+        SELECT count(*) FILTER (WHERE e.choice = 'yes')::integer AS n_yes,
+               count(*) FILTER (WHERE e.choice = 'no')::integer AS n_no,
+               count(*) FILTER (WHERE e.choice = 'abstain')::integer AS n_abstained,
+               count(*) FILTER (WHERE e.choice IS NULL)::integer AS n_outstanding,
+               coalesce(sum(e.weight) FILTER (WHERE e.choice = 'yes'), 0) AS yes,
+               coalesce(sum(e.weight) FILTER (WHERE e.choice = 'no'), 0) AS no,
+               coalesce(sum(e.weight) FILTER (WHERE e.choice = 'abstain'), 0) AS abstained,
+               coalesce(sum(e.weight) FILTER (WHERE e.choice IS NULL), 0) AS outstanding,
+               coalesce(sum(e.weight), 0) AS total
+        FROM unnest(p_weights, p_choices) AS e (weight, choice)
+    ) s
+    CROSS JOIN LATERAL (
+        SELECT blackboard.ballots_pass(p_rule, p_threshold, p_min_turnout, s.yes, s.no, s.abstained, s.total) AS now,
+               blackboard.ballots_pass(p_rule, p_threshold, p_min_turnout, s.yes + s.outstanding, s.no,
+                                       s.abstained, s.total) AS at_best,
+               blackboard.ballots_pass(p_rule, p_threshold, p_min_turnout, s.yes, s.no + s.outstanding,
+                                       s.abstained, s.total) AS at_worst
+    ) passes
+$$;
+
+CREATE FUNCTION blackboard.task_event(p_old text, p_new text, p_error jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE p_new
+        WHEN 'running' THEN CASE WHEN p_old IN ('pending', 'assigned') THEN 'task.assigned' END
+        WHEN 'completed' THEN CASE WHEN p_old = 'running' THEN 'task.completed' END
+        WHEN 'failed' THEN CASE WHEN p_old = 'running' THEN 'task.failed' END
+        WHEN 'dead' THEN CASE WHEN p_old = 'running' THEN 'task.dead' END
+        WHEN 'cancelled' THEN CASE WHEN p_old NOT IN ('completed', 'failed', 'cancelled') THEN 'task.cancelled' END
+        WHEN 'held' THEN CASE WHEN p_old IN ('scheduled', 'blocked', 'awaiting_approval', 'pending', 'assigned')
+                              THEN 'task.held' END
+        ELSE CASE
+            WHEN p_old = 'running' THEN
+                CASE WHEN p_new NOT IN ('pending', 'assigned', 'scheduled') THEN NULL
+                     WHEN p_error ->> 'code' = 'lease_lapsed' THEN 'task.lapsed'
+                     WHEN p_error IS NOT NULL THEN 'task.retried'
+                     ELSE 'task.released' END
+            WHEN p_old IN ('failed', 'dead') THEN
+                CASE WHEN p_new IN ('pending', 'assigned', 'scheduled') THEN 'task.redriven' END
+            WHEN p_old IN ('completed', 'cancelled') THEN NULL
+            WHEN p_new = 'pending' THEN 'task.ready'
+            WHEN p_new = 'assigned' THEN 'task.reserved'
+            ELSE 'task.' || p_new
+        END
+    END
+$$;
+
+CREATE FUNCTION blackboard.tend_leases(p_limit integer DEFAULT 200) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_state blackboard.liveness;
+    v_grace timestamptz;
+    v_lapsed integer;
+    v_swept integer := 0;
+BEGIN
+    SELECT * INTO v_state FROM blackboard.liveness;
+    IF v_state.checked_at > v_now - interval '1 second' AND v_state.checked_at <= v_now AND NOT v_state.unswept THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_state FROM blackboard.liveness FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    v_grace := greatest(v_state.grace_from, pg_postmaster_start_time());
+    IF v_now - v_state.checked_at > interval '10 seconds' THEN
+        v_grace := v_now;
+    END IF;
+    UPDATE blackboard.leases SET lapsed_at = v_now
+    WHERE lapsed_at IS NULL AND swept_at IS NULL AND expires_at < v_now AND v_grace + term < v_now;
+    GET DIAGNOSTICS v_lapsed = ROW_COUNT;
+    v_swept := blackboard.sweep_leases(p_limit);
+    UPDATE blackboard.liveness
+    SET checked_at = v_now, grace_from = v_grace, unswept = v_swept >= p_limit;
+    RETURN v_swept;
+END
+$$;
+
+CREATE FUNCTION blackboard.tx_offset() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT 0::bigint $$;
+
+CREATE FUNCTION blackboard.update_session(p_session_id uuid, p_goal text, p_context jsonb, p_status text, p_actor text, p_key text) RETURNS blackboard.sessions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_session blackboard.sessions;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    IF blackboard.first_time(p_session_id, p_key, 'update_session',
+                             jsonb_build_array(p_goal, p_context, p_status)) THEN
+        UPDATE blackboard.sessions
+        SET goal = coalesce(p_goal, goal), context = coalesce(p_context, context),
+            status = coalesce(p_status, status)
+        WHERE id = p_session_id;
+    END IF;
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id;
+    RETURN v_session;
+END
+$$;
+
+CREATE FUNCTION blackboard.validate_hypothesis(p_session_id uuid, p_id uuid, p_result boolean, p_evidence uuid[], p_reason text, p_actor text) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+    v_evidence uuid[];
+    v_status text := CASE WHEN p_result THEN 'validated' ELSE 'refuted' END;
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT coalesce(array_agg(DISTINCT v.id), '{}') INTO v_evidence FROM unnest(p_evidence) v (id);
+    IF p_result IS NULL THEN
+        PERFORM blackboard.raise('BB002', 'A verdict is true or false.', '{"field": "result"}');
+    END IF;
+    IF v_evidence = '{}' THEN
+        PERFORM blackboard.raise('BB002', 'A verdict needs evidence: name at least one active finding.',
+                                 '{"field": "evidence"}');
+    END IF;
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id AND f.id = ANY (v_evidence) ORDER BY f.id FOR SHARE;
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h
+    WHERE h.session_id = p_session_id AND h.id = p_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_hypothesis(p_id);
+    END IF;
+    IF v_hypothesis.status = v_status THEN
+        RETURN v_hypothesis;
+    END IF;
+    PERFORM blackboard.proposed_hypothesis(p_session_id, p_id);
+    FOREACH v_id IN ARRAY v_evidence LOOP
+        PERFORM blackboard.active_finding(p_session_id, v_id);
+    END LOOP;
+    UPDATE blackboard.hypotheses
+    SET status = v_status, validated_by = blackboard.current_actor(), validated_at = blackboard.now(),
+        verdict_evidence = v_evidence, reason = coalesce(p_reason, '')
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_hypothesis;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.vote(p_session_id uuid, p_proposal_id uuid, p_agent_id text, p_choice text, p_confidence double precision DEFAULT NULL::double precision, p_reason text DEFAULT ''::text, p_key text DEFAULT NULL::text) RETURNS blackboard.proposals
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_proposal blackboard.proposals;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    IF blackboard.first_time(p_session_id, p_key, 'vote',
+                             jsonb_build_array(p_proposal_id, p_agent_id, p_choice, p_confidence, p_reason)) THEN
+        -- Waits for whoever is voting, so that the ballot found below is the last one.
+        PERFORM FROM blackboard.proposals
+        WHERE session_id = p_session_id AND id = p_proposal_id FOR NO KEY UPDATE;
+        PERFORM FROM blackboard.votes v
+        WHERE v.session_id = p_session_id AND v.proposal_id = p_proposal_id AND v.agent_id = p_agent_id
+          AND (v.choice, v.confidence, v.reason) IS NOT DISTINCT FROM (p_choice, p_confidence, p_reason);
+        IF NOT FOUND THEN
+            UPDATE blackboard.votes SET choice = p_choice, confidence = p_confidence, reason = p_reason
+            WHERE session_id = p_session_id AND proposal_id = p_proposal_id AND agent_id = p_agent_id;
+            IF NOT FOUND THEN
+                INSERT INTO blackboard.votes (session_id, proposal_id, agent_id, choice, confidence, reason)
+                VALUES (p_session_id, p_proposal_id, p_agent_id, p_choice, p_confidence, p_reason);
+            END IF;
+        END IF;
+    END IF;
+    SELECT * INTO v_proposal FROM blackboard.proposals WHERE session_id = p_session_id AND id = p_proposal_id;
+    RETURN v_proposal;
+END
+$$;
+
+CREATE FUNCTION blackboard.votes_admit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_proposal blackboard.proposals;
+BEGIN
+    PERFORM blackboard.open_session(NEW.session_id);
+    IF TG_OP = 'UPDATE' AND (NEW.session_id, NEW.proposal_id, NEW.agent_id)
+                            IS DISTINCT FROM (OLD.session_id, OLD.proposal_id, OLD.agent_id) THEN
+        PERFORM blackboard.raise('BB005', 'A ballot stays its elector''s and its proposal''s; cast another one.',
+                                 jsonb_build_object('noun', 'vote'));
+    END IF;
+    UPDATE blackboard.proposals SET ballots = ballots + 1
+    WHERE session_id = NEW.session_id AND id = NEW.proposal_id AND status = 'open'
+    RETURNING * INTO v_proposal;
+    IF NOT FOUND THEN
+        SELECT * INTO v_proposal FROM blackboard.proposals WHERE session_id = NEW.session_id AND id = NEW.proposal_id;
+        IF NOT FOUND THEN
+            PERFORM blackboard.raise('BB001', format('There is no proposal %s in this session.', NEW.proposal_id),
+                                     jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id));
+        END IF;
+        PERFORM blackboard.raise('BB003', format('The proposal is %s already and takes no more ballots.', v_proposal.status),
+                                 jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id,
+                                                    'status', v_proposal.status));
+    END IF;
+    IF v_proposal.deadline_at <= blackboard.now() THEN
+        PERFORM blackboard.raise('BB003', 'The deadline of this proposal has passed; it takes no more ballots.',
+                                 jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id, 'status', 'open',
+                                                    'deadline_at', v_proposal.deadline_at));
+    END IF;
+    PERFORM FROM blackboard.proposal_electors e
+    WHERE e.session_id = NEW.session_id AND e.proposal_id = NEW.proposal_id AND e.agent_id = NEW.agent_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB005',
+            format('%s may not vote on this proposal: its electorate was fixed when it was opened.', NEW.agent_id),
+            jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id, 'agent_id', NEW.agent_id));
+    END IF;
+    PERFORM blackboard.current_member(NEW.session_id, NEW.agent_id);
+    NEW.cast_at := blackboard.now();
+    NEW.revision := CASE WHEN TG_OP = 'UPDATE' THEN OLD.revision + 1 ELSE 1 END;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.votes_keep() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM FROM blackboard.proposals WHERE session_id = OLD.session_id AND id = OLD.proposal_id;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB005', 'A ballot cannot be taken away; change it to abstain while the vote is open.',
+                                 jsonb_build_object('noun', 'vote', 'id', OLD.proposal_id));
+    END IF;
+    RETURN OLD;
+END
+$$;
+
+CREATE FUNCTION blackboard.wake_scheduled(p_session_id uuid, p_now timestamp with time zone, p_limit integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    WITH due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now
+        ORDER BY t.run_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
+        position = nextval('blackboard.task_positions')
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+END
+$$;
+
+CREATE FUNCTION blackboard.withdraw_hypothesis(p_session_id uuid, p_id uuid, p_reason text, p_actor text) RETURNS blackboard.hypotheses
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_hypothesis blackboard.hypotheses;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h
+    WHERE h.session_id = p_session_id AND h.id = p_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.no_hypothesis(p_id);
+    END IF;
+    IF v_hypothesis.agent_id <> blackboard.current_actor() THEN
+        PERFORM blackboard.raise('BB005',
+            format('Only its author, %s, may withdraw this hypothesis; refute it instead.', v_hypothesis.agent_id),
+            jsonb_build_object('noun', 'hypothesis', 'id', p_id, 'agent_id', v_hypothesis.agent_id));
+    END IF;
+    IF v_hypothesis.status = 'withdrawn' THEN
+        RETURN v_hypothesis;
+    END IF;
+    PERFORM blackboard.proposed_hypothesis(p_session_id, p_id);
+    UPDATE blackboard.hypotheses SET status = 'withdrawn', reason = coalesce(p_reason, '')
+    WHERE session_id = p_session_id AND id = p_id
+    RETURNING * INTO v_hypothesis;
+    RETURN v_hypothesis;
+END
+$$;
+
+CREATE FUNCTION blackboard.withdraw_proposal(p_session_id uuid, p_proposal_id uuid, p_agent_id text) RETURNS blackboard.proposals
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_proposal blackboard.proposals;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    SELECT * INTO v_proposal FROM blackboard.proposals
+    WHERE session_id = p_session_id AND id = p_proposal_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no proposal %s in this session.', p_proposal_id),
+                                 jsonb_build_object('noun', 'proposal', 'id', p_proposal_id));
+    END IF;
+    IF v_proposal.agent_id <> p_agent_id THEN
+        PERFORM blackboard.raise('BB005', format('Only %s, who opened this proposal, may withdraw it.', v_proposal.agent_id),
+                                 jsonb_build_object('noun', 'proposal', 'id', p_proposal_id,
+                                                    'agent_id', v_proposal.agent_id));
+    END IF;
+    IF v_proposal.status = 'withdrawn' THEN
+        RETURN v_proposal;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+    IF v_proposal.deadline_at <= blackboard.now() AND v_proposal.status = 'open' THEN
+        PERFORM blackboard.raise('BB003', 'The deadline of this proposal has passed; it can no longer be withdrawn.',
+                                 jsonb_build_object('noun', 'proposal', 'id', p_proposal_id, 'status', 'open',
+                                                    'deadline_at', v_proposal.deadline_at));
+    END IF;
+    -- The guard refuses it for a closed one.
+    UPDATE blackboard.proposals SET status = 'withdrawn' WHERE session_id = p_session_id AND id = p_proposal_id
+    RETURNING * INTO v_proposal;
+    RETURN v_proposal;
+END
+$$;
+
+CREATE VIEW blackboard.agent_findings AS
+ SELECT id,
+    session_id,
+    (agent_id)::character varying(100) AS agent_id,
+    (type)::character varying(50) AS finding_type,
+    content,
+    confidence,
+    created_at
+   FROM blackboard.findings f;
+
+CREATE VIEW blackboard.agent_sessions AS
+ SELECT id,
+    created_at,
+    context,
+    (status)::character varying(50) AS status
+   FROM blackboard.sessions s;
+
+CREATE VIEW blackboard.agent_tasks AS
+ SELECT id,
+    session_id,
+    (assigned_to)::character varying(100) AS assigned_to,
+    (type)::character varying(50) AS task_type,
+    parameters,
+    (status)::character varying(50) AS status,
+    result,
+    created_at,
+    completed_at
+   FROM blackboard.tasks t;
+
+CREATE TABLE blackboard.corroborations (
+    session_id uuid NOT NULL,
+    finding_id uuid NOT NULL,
+    agent_id text NOT NULL,
+    report_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    confidence double precision,
+    evidence jsonb DEFAULT '[]'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT corroborations_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT corroborations_confidence_range CHECK (((confidence >= (0)::double precision) AND (confidence <= (1)::double precision))),
+    CONSTRAINT corroborations_evidence_items CHECK (((jsonb_typeof(evidence) = 'array'::text) AND (NOT (evidence @? '$[*]?(!(@.type() == "object" && @."source".type() == "string"))'::jsonpath)) AND (NOT (evidence @? '$[*].keyvalue()?((@."key" != "source" && @."key" != "query") && @."key" != "result")'::jsonpath)))),
+    CONSTRAINT corroborations_evidence_size CHECK ((pg_column_size(evidence) <= 1048576))
+);
+
+CREATE SEQUENCE blackboard.event_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+CREATE TABLE blackboard.events (
+    session_id uuid NOT NULL,
+    tx bigint DEFAULT blackboard.current_tx() NOT NULL,
+    seq bigint DEFAULT nextval('blackboard.event_seq'::regclass) NOT NULL,
+    at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    actor text DEFAULT blackboard.current_actor() NOT NULL,
+    type text NOT NULL,
+    subject_id uuid NOT NULL,
+    data jsonb NOT NULL
+);
+
+COMMENT ON TABLE blackboard.events IS 'Append-only history: audit, outbox and topic source. seq orders it; tx serves cursors only.';
+
+CREATE TABLE blackboard.history (
+    only_row boolean DEFAULT true NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    system_identifier text NOT NULL,
+    CONSTRAINT history_only_row CHECK (only_row)
+);
+
+CREATE TABLE blackboard.hypothesis_assessments (
+    session_id uuid NOT NULL,
+    hypothesis_id uuid NOT NULL,
+    agent_id text DEFAULT blackboard.current_actor() NOT NULL,
+    confidence double precision NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT hypothesis_assessments_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT hypothesis_assessments_confidence_range CHECK (((confidence >= (0)::double precision) AND (confidence <= (1)::double precision))),
+    CONSTRAINT hypothesis_assessments_reason_length CHECK ((length(reason) <= 4000))
+);
+
+CREATE TABLE blackboard.hypothesis_evidence (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    hypothesis_id uuid NOT NULL,
+    finding_id uuid NOT NULL,
+    agent_id text DEFAULT blackboard.current_actor() NOT NULL,
+    supports boolean DEFAULT true NOT NULL,
+    weight double precision DEFAULT 1 NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    retracted_at timestamp with time zone,
+    CONSTRAINT hypothesis_evidence_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT hypothesis_evidence_reason_length CHECK ((length(reason) <= 4000)),
+    CONSTRAINT hypothesis_evidence_weight_range CHECK (((weight > (0)::double precision) AND (weight <= (1)::double precision)))
+);
+
+CREATE TABLE blackboard.late_results (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    task_id uuid NOT NULL,
+    claim_id uuid NOT NULL,
+    attempt integer NOT NULL,
+    agent_id text NOT NULL,
+    result jsonb,
+    error jsonb,
+    at timestamp with time zone DEFAULT blackboard.now() NOT NULL
+);
+
+CREATE TABLE blackboard.liveness (
+    only_row boolean DEFAULT true NOT NULL,
+    checked_at timestamp with time zone NOT NULL,
+    grace_from timestamp with time zone NOT NULL,
+    unswept boolean DEFAULT false NOT NULL,
+    CONSTRAINT liveness_only_row CHECK (only_row)
+)
+WITH (fillfactor='10');
+
+CREATE TABLE blackboard.lock_waiters (
+    session_id uuid NOT NULL,
+    id uuid NOT NULL,
+    lock_id uuid NOT NULL,
+    agent_id text NOT NULL,
+    lease_id uuid NOT NULL,
+    "position" bigint NOT NULL,
+    ttl interval,
+    enqueued_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    deadline_at timestamp with time zone NOT NULL
+);
+
+CREATE TABLE blackboard.proposal_electors (
+    session_id uuid NOT NULL,
+    proposal_id uuid NOT NULL,
+    agent_id text NOT NULL,
+    weight numeric NOT NULL,
+    CONSTRAINT proposal_electors_weight_range CHECK (((weight >= (0)::numeric) AND (weight <= (1000000)::numeric)))
+);
+
+COMMENT ON TABLE blackboard.proposal_electors IS 'Who may vote, fixed at opening; written by the proposal''s own trigger.';
+
+CREATE TABLE blackboard.pruned_events (
+    session_id uuid NOT NULL,
+    tx bigint NOT NULL,
+    seq bigint NOT NULL,
+    pruned_at timestamp with time zone DEFAULT blackboard.now() NOT NULL
+);
+
+CREATE TABLE blackboard.requests (
+    session_id uuid NOT NULL,
+    key text NOT NULL,
+    verb text NOT NULL,
+    digest text NOT NULL,
+    at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT requests_key_length CHECK (((length(key) >= 1) AND (length(key) <= 200)))
+);
+
+CREATE TABLE blackboard.schema_version (
+    version_num character varying(32) NOT NULL
+);
+
+CREATE VIEW blackboard.state_history AS
+ SELECT session_id,
+    seq,
+    at,
+    actor,
+    noun,
+    subject_id,
+    event,
+    field,
+    old,
+    new
+   FROM ( SELECT e.session_id,
+            e.seq,
+            e.at,
+            e.actor,
+            split_part(e.type, '.'::text, 1) AS noun,
+            e.subject_id,
+            e.type AS event,
+            d.key AS field,
+            lag(d.value) OVER (PARTITION BY e.session_id, e.subject_id, d.key ORDER BY e.seq) AS old,
+            d.value AS new
+           FROM (blackboard.events e
+             CROSS JOIN LATERAL jsonb_each(e.data) d(key, value))) c
+  WHERE (new IS DISTINCT FROM old);
+
+CREATE TABLE blackboard.task_dependencies (
+    session_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    depends_on_id uuid NOT NULL,
+    on_failure text DEFAULT 'fail'::text NOT NULL,
+    state text DEFAULT 'waiting'::text NOT NULL,
+    CONSTRAINT task_dependencies_not_itself CHECK ((task_id <> depends_on_id)),
+    CONSTRAINT task_dependencies_on_failure_known CHECK ((on_failure = ANY (ARRAY['fail'::text, 'continue'::text]))),
+    CONSTRAINT task_dependencies_state_known CHECK ((state = ANY (ARRAY['waiting'::text, 'satisfied'::text, 'failed'::text])))
+);
+
+CREATE TABLE blackboard.votes (
+    session_id uuid NOT NULL,
+    proposal_id uuid NOT NULL,
+    agent_id text NOT NULL,
+    choice text NOT NULL,
+    confidence double precision,
+    reason text DEFAULT ''::text NOT NULL,
+    cast_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    CONSTRAINT votes_choice_known CHECK ((choice = ANY (ARRAY['yes'::text, 'no'::text, 'abstain'::text]))),
+    CONSTRAINT votes_confidence_range CHECK (((confidence >= (0)::double precision) AND (confidence <= (1)::double precision))),
+    CONSTRAINT votes_reason_length CHECK ((length(reason) <= 4000)),
+    CONSTRAINT votes_revision_range CHECK ((revision >= 1))
+);
+
+ALTER TABLE ONLY blackboard.agent_findings ALTER COLUMN id SET DEFAULT gen_random_uuid();
+
+ALTER TABLE ONLY blackboard.agent_findings ALTER COLUMN created_at SET DEFAULT blackboard.now();
+
+ALTER TABLE ONLY blackboard.agent_sessions ALTER COLUMN id SET DEFAULT gen_random_uuid();
+
+ALTER TABLE ONLY blackboard.agent_sessions ALTER COLUMN created_at SET DEFAULT blackboard.now();
+
+ALTER TABLE ONLY blackboard.agent_sessions ALTER COLUMN status SET DEFAULT 'active'::character varying;
+
+ALTER TABLE ONLY blackboard.agent_tasks ALTER COLUMN id SET DEFAULT gen_random_uuid();
+
+ALTER TABLE ONLY blackboard.agent_tasks ALTER COLUMN status SET DEFAULT 'pending'::character varying;
+
+ALTER TABLE ONLY blackboard.agent_tasks ALTER COLUMN created_at SET DEFAULT blackboard.now();
+
+ALTER TABLE ONLY blackboard.actions
+    ADD CONSTRAINT actions_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.agents
+    ADD CONSTRAINT agents_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY blackboard.corroborations
+    ADD CONSTRAINT corroborations_pkey PRIMARY KEY (session_id, finding_id, agent_id);
+
+ALTER TABLE ONLY blackboard.corroborations
+    ADD CONSTRAINT corroborations_report_once UNIQUE (session_id, report_id);
+
+ALTER TABLE ONLY blackboard.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY (session_id, seq);
+
+ALTER TABLE ONLY blackboard.finding_links
+    ADD CONSTRAINT finding_links_once UNIQUE (session_id, finding_id, other_id, kind);
+
+ALTER TABLE ONLY blackboard.finding_links
+    ADD CONSTRAINT finding_links_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.findings
+    ADD CONSTRAINT findings_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.history
+    ADD CONSTRAINT history_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY blackboard.hypotheses
+    ADD CONSTRAINT hypotheses_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.hypothesis_assessments
+    ADD CONSTRAINT hypothesis_assessments_pkey PRIMARY KEY (session_id, hypothesis_id, agent_id);
+
+ALTER TABLE ONLY blackboard.hypothesis_evidence
+    ADD CONSTRAINT hypothesis_evidence_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.late_results
+    ADD CONSTRAINT late_results_once UNIQUE (session_id, task_id, claim_id, attempt);
+
+ALTER TABLE ONLY blackboard.late_results
+    ADD CONSTRAINT late_results_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.leases
+    ADD CONSTRAINT leases_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY blackboard.liveness
+    ADD CONSTRAINT liveness_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY blackboard.lock_waiters
+    ADD CONSTRAINT lock_waiters_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.lock_waiters
+    ADD CONSTRAINT lock_waiters_position_once UNIQUE (session_id, lock_id, "position");
+
+ALTER TABLE ONLY blackboard.locks
+    ADD CONSTRAINT locks_name_once UNIQUE (session_id, name);
+
+ALTER TABLE ONLY blackboard.locks
+    ADD CONSTRAINT locks_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.memberships
+    ADD CONSTRAINT memberships_pkey PRIMARY KEY (session_id, agent_id);
+
+ALTER TABLE ONLY blackboard.proposal_electors
+    ADD CONSTRAINT proposal_electors_pkey PRIMARY KEY (session_id, proposal_id, agent_id);
+
+ALTER TABLE ONLY blackboard.proposals
+    ADD CONSTRAINT proposals_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.pruned_events
+    ADD CONSTRAINT pruned_events_pkey PRIMARY KEY (session_id);
+
+ALTER TABLE ONLY blackboard.requests
+    ADD CONSTRAINT requests_pkey PRIMARY KEY (session_id, key);
+
+ALTER TABLE ONLY blackboard.schema_version
+    ADD CONSTRAINT schema_version_pkc PRIMARY KEY (version_num);
+
+ALTER TABLE ONLY blackboard.sessions
+    ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY blackboard.task_dependencies
+    ADD CONSTRAINT task_dependencies_pkey PRIMARY KEY (session_id, task_id, depends_on_id);
+
+ALTER TABLE ONLY blackboard.tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.votes
+    ADD CONSTRAINT votes_pkey PRIMARY KEY (session_id, proposal_id, agent_id);
+
+CREATE INDEX actions_newest ON blackboard.actions USING btree (session_id, created_at DESC, id);
+
+CREATE INDEX actions_proposal ON blackboard.actions USING btree (session_id, proposal_id) WHERE (proposal_id IS NOT NULL);
+
+CREATE INDEX actions_status ON blackboard.actions USING btree (session_id, status, created_at DESC, id);
+
+CREATE INDEX agents_capabilities ON blackboard.agents USING gin (capabilities);
+
+CREATE INDEX events_cursor ON blackboard.events USING btree (session_id, tx, seq);
+
+CREATE INDEX events_subject ON blackboard.events USING btree (session_id, subject_id, seq);
+
+CREATE INDEX finding_links_other ON blackboard.finding_links USING btree (session_id, other_id);
+
+CREATE UNIQUE INDEX findings_active_once ON blackboard.findings USING btree (session_id, fingerprint) WHERE (status = 'active'::text);
+
+CREATE INDEX findings_agent ON blackboard.findings USING btree (session_id, agent_id, created_at DESC, id) WHERE (status = 'active'::text);
+
+CREATE INDEX findings_category ON blackboard.findings USING btree (session_id, category, created_at DESC, id) WHERE ((status = 'active'::text) AND (category <> 'observation'::text));
+
+CREATE INDEX findings_hidden ON blackboard.findings USING btree (session_id, created_at DESC, id) WHERE (status <> 'active'::text);
+
+CREATE INDEX findings_newest ON blackboard.findings USING btree (session_id, created_at DESC, id) WHERE (status = 'active'::text);
+
+CREATE INDEX findings_superseded_by ON blackboard.findings USING btree (session_id, superseded_by) WHERE (superseded_by IS NOT NULL);
+
+CREATE INDEX findings_tags ON blackboard.findings USING gin (tags) WHERE ((status = 'active'::text) AND (tags <> '{}'::text[]));
+
+CREATE INDEX findings_type ON blackboard.findings USING btree (session_id, type, created_at DESC, id) WHERE (status = 'active'::text);
+
+CREATE INDEX hypotheses_strongest ON blackboard.hypotheses USING btree (session_id, confidence DESC, id);
+
+CREATE INDEX hypothesis_evidence_finding ON blackboard.hypothesis_evidence USING btree (session_id, finding_id);
+
+CREATE INDEX hypothesis_evidence_hypothesis ON blackboard.hypothesis_evidence USING btree (session_id, hypothesis_id);
+
+CREATE UNIQUE INDEX hypothesis_evidence_live_once ON blackboard.hypothesis_evidence USING btree (session_id, hypothesis_id, finding_id) WHERE (retracted_at IS NULL);
+
+CREATE INDEX leases_unswept ON blackboard.leases USING btree (lapsed_at) WHERE ((lapsed_at IS NOT NULL) AND (swept_at IS NULL));
+
+CREATE INDEX memberships_agent ON blackboard.memberships USING btree (agent_id);
+
+CREATE INDEX proposals_due ON blackboard.proposals USING btree (session_id, deadline_at) WHERE (status = 'open'::text);
+
+CREATE INDEX proposals_newest ON blackboard.proposals USING btree (session_id, created_at DESC, id);
+
+CREATE INDEX proposals_open ON blackboard.proposals USING btree (session_id, created_at DESC, id) WHERE (status = 'open'::text);
+
+CREATE INDEX requests_at ON blackboard.requests USING btree (at);
+
+CREATE INDEX sessions_created ON blackboard.sessions USING btree (created_at DESC, id);
+
+CREATE UNIQUE INDEX sessions_name_while_open ON blackboard.sessions USING btree (name) WHERE (status = ANY (ARRAY['active'::text, 'paused'::text]));
+
+CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (session_id, depends_on_id);
+
+CREATE INDEX tasks_assigned ON blackboard.tasks USING btree (session_id, assigned_to, priority DESC, "position") WHERE (status = 'assigned'::text);
+
+CREATE INDEX tasks_deadline ON blackboard.tasks USING btree (deadline_at) WHERE (deadline_at IS NOT NULL);
+
+CREATE INDEX tasks_leased ON blackboard.tasks USING btree (lease_id) WHERE (lease_id IS NOT NULL);
+
+CREATE INDEX tasks_ready ON blackboard.tasks USING btree (session_id, capability, priority DESC, "position") WHERE (status = 'pending'::text);
+
+CREATE INDEX tasks_scheduled ON blackboard.tasks USING btree (session_id, run_at) WHERE (status = 'scheduled'::text);
+
+CREATE TRIGGER admit BEFORE INSERT ON blackboard.actions FOR EACH ROW EXECUTE FUNCTION blackboard.actions_admit();
+
+CREATE TRIGGER admit BEFORE INSERT ON blackboard.proposals FOR EACH ROW EXECUTE FUNCTION blackboard.proposals_admit();
+
+CREATE TRIGGER admit BEFORE INSERT OR UPDATE ON blackboard.votes FOR EACH ROW EXECUTE FUNCTION blackboard.votes_admit();
+
+CREATE TRIGGER append_only AFTER DELETE OR UPDATE ON blackboard.events FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER guard BEFORE UPDATE ON blackboard.actions FOR EACH ROW EXECUTE FUNCTION blackboard.actions_guard();
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.electors_guard();
+
+CREATE TRIGGER guard BEFORE UPDATE ON blackboard.proposals FOR EACH ROW EXECUTE FUNCTION blackboard.proposals_guard();
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.actions REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('action', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.corroborations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('corroboration', 'finding_id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.finding_links REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('contradiction', 'finding_id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.findings REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('finding', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypotheses REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('hypothesis', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypothesis_assessments REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('assessment', 'hypothesis_id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypothesis_evidence REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('evidence', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.locks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('lock', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.proposals REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('proposal', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('session', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('task', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.votes REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('vote', 'proposal_id');
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.actions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_actions_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.agents REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.registered');
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.corroborations REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_corroborations_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.finding_links REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_finding_links();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.findings REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_findings_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.hypotheses REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_hypotheses_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.hypothesis_assessments REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_assessments();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.hypothesis_evidence REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_evidence_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.late_results REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_late_results();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.locks REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_locks_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.memberships REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.proposals REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_proposals_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.sessions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_sessions_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.task_dependencies REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.check_dependencies();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.tasks REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.votes REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_insert();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.actions REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_actions_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.agents REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.updated');
+
+CREATE TRIGGER history_update BEFORE UPDATE ON blackboard.corroborations FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_rewrite('the agent said so at that time');
+
+CREATE TRIGGER history_update BEFORE UPDATE ON blackboard.finding_links FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_rewrite('retract the finding that contradicts');
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.findings REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_findings_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.hypotheses REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_hypotheses_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.hypothesis_assessments REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_assessments();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.hypothesis_evidence REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_evidence_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.locks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_locks_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.memberships REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.proposals REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_proposals_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_sessions_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.votes REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_update();
+
+CREATE TRIGGER keep BEFORE DELETE ON blackboard.votes FOR EACH ROW EXECUTE FUNCTION blackboard.votes_keep();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.actions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.corroborations FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.events FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.finding_links FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.findings FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypotheses FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypothesis_assessments FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypothesis_evidence FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.lock_waiters FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.locks FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposals FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.sessions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.tasks FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.votes FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.findings FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_finding();
+
+CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.hypotheses FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_hypothesis();
+
+CREATE TRIGGER recount AFTER DELETE ON blackboard.corroborations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.recount_corroborations();
+
+CREATE TRIGGER revise AFTER DELETE ON blackboard.finding_links REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_finding_links();
+
+CREATE TRIGGER revise AFTER DELETE ON blackboard.hypothesis_assessments REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.revise_after_delete('assessment.deleted');
+
+CREATE TRIGGER revise AFTER DELETE ON blackboard.hypothesis_evidence REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.revise_after_delete('evidence.deleted');
+
+CREATE TRIGGER write INSTEAD OF INSERT OR DELETE OR UPDATE ON blackboard.agent_findings FOR EACH ROW EXECUTE FUNCTION blackboard.agent_findings_write();
+
+CREATE TRIGGER write INSTEAD OF INSERT OR DELETE OR UPDATE ON blackboard.agent_sessions FOR EACH ROW EXECUTE FUNCTION blackboard.agent_sessions_write();
+
+CREATE TRIGGER write INSTEAD OF INSERT OR DELETE OR UPDATE ON blackboard.agent_tasks FOR EACH ROW EXECUTE FUNCTION blackboard.agent_tasks_write();
+
+ALTER TABLE ONLY blackboard.actions
+    ADD CONSTRAINT actions_executor_member FOREIGN KEY (session_id, executor) REFERENCES blackboard.memberships(session_id, agent_id);
+
+ALTER TABLE ONLY blackboard.actions
+    ADD CONSTRAINT actions_proposal_known FOREIGN KEY (session_id, proposal_id) REFERENCES blackboard.proposals(session_id, id);
+
+ALTER TABLE ONLY blackboard.actions
+    ADD CONSTRAINT actions_proposer_member FOREIGN KEY (session_id, agent_id) REFERENCES blackboard.memberships(session_id, agent_id);
+
+ALTER TABLE ONLY blackboard.actions
+    ADD CONSTRAINT actions_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.corroborations
+    ADD CONSTRAINT corroborations_finding_known FOREIGN KEY (session_id, finding_id) REFERENCES blackboard.findings(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.finding_links
+    ADD CONSTRAINT finding_links_finding_known FOREIGN KEY (session_id, finding_id) REFERENCES blackboard.findings(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.finding_links
+    ADD CONSTRAINT finding_links_other_known FOREIGN KEY (session_id, other_id) REFERENCES blackboard.findings(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.findings
+    ADD CONSTRAINT findings_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.findings
+    ADD CONSTRAINT findings_superseded_by_known FOREIGN KEY (session_id, superseded_by) REFERENCES blackboard.findings(session_id, id);
+
+ALTER TABLE ONLY blackboard.hypotheses
+    ADD CONSTRAINT hypotheses_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.hypothesis_assessments
+    ADD CONSTRAINT hypothesis_assessments_hypothesis_known FOREIGN KEY (session_id, hypothesis_id) REFERENCES blackboard.hypotheses(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.hypothesis_evidence
+    ADD CONSTRAINT hypothesis_evidence_finding_known FOREIGN KEY (session_id, finding_id) REFERENCES blackboard.findings(session_id, id);
+
+ALTER TABLE ONLY blackboard.hypothesis_evidence
+    ADD CONSTRAINT hypothesis_evidence_hypothesis_known FOREIGN KEY (session_id, hypothesis_id) REFERENCES blackboard.hypotheses(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.lock_waiters
+    ADD CONSTRAINT lock_waiters_agent_member FOREIGN KEY (session_id, agent_id) REFERENCES blackboard.memberships(session_id, agent_id);
+
+ALTER TABLE ONLY blackboard.lock_waiters
+    ADD CONSTRAINT lock_waiters_lock_known FOREIGN KEY (session_id, lock_id) REFERENCES blackboard.locks(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.locks
+    ADD CONSTRAINT locks_holder_member FOREIGN KEY (session_id, holder) REFERENCES blackboard.memberships(session_id, agent_id);
+
+ALTER TABLE ONLY blackboard.locks
+    ADD CONSTRAINT locks_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.memberships
+    ADD CONSTRAINT memberships_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES blackboard.agents(id);
+
+ALTER TABLE ONLY blackboard.memberships
+    ADD CONSTRAINT memberships_session_id_fkey FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.proposal_electors
+    ADD CONSTRAINT proposal_electors_proposal_known FOREIGN KEY (session_id, proposal_id) REFERENCES blackboard.proposals(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.proposals
+    ADD CONSTRAINT proposals_proposer_member FOREIGN KEY (session_id, agent_id) REFERENCES blackboard.memberships(session_id, agent_id);
+
+ALTER TABLE ONLY blackboard.proposals
+    ADD CONSTRAINT proposals_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.task_dependencies
+    ADD CONSTRAINT task_dependencies_depends_on_fkey FOREIGN KEY (session_id, depends_on_id) REFERENCES blackboard.tasks(session_id, id);
+
+ALTER TABLE ONLY blackboard.task_dependencies
+    ADD CONSTRAINT task_dependencies_task_fkey FOREIGN KEY (session_id, task_id) REFERENCES blackboard.tasks(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.votes
+    ADD CONSTRAINT votes_elector_known FOREIGN KEY (session_id, proposal_id, agent_id) REFERENCES blackboard.proposal_electors(session_id, proposal_id, agent_id) ON DELETE CASCADE;

@@ -1,0 +1,15 @@
+DROP VIEW blackboard.agent_findings;
+DROP FUNCTION blackboard.agent_findings_write();
+DROP VIEW blackboard.agent_tasks;
+DROP FUNCTION blackboard.agent_tasks_write();
+DROP FUNCTION blackboard.claim_by_hand(uuid, uuid, text);
+DROP VIEW blackboard.agent_sessions;
+DROP FUNCTION blackboard.agent_sessions_write();
+DROP FUNCTION blackboard.close_session(uuid, text, jsonb, text);
+DROP FUNCTION blackboard.adopt();
+DROP FUNCTION blackboard.needs_adoption();
+DROP VIEW blackboard.state_history;
+DROP FUNCTION blackboard.cursor_now(uuid);
+DROP FUNCTION blackboard.read_events(uuid, text, integer, text[], uuid);
+DROP FUNCTION blackboard.event_types(text[]);
+DROP FUNCTION blackboard.cursor_history();
