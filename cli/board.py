@@ -91,7 +91,8 @@ def _drawn(
     session = picture.session
     here = [agent for agent in picture.agents if agent.left_at is None]
     agents = Text(", ").join(
-        Text.assemble(("● " if agent.present else "○ ", "green" if agent.present else "dim"), clean(agent.id))
+        # Without a blank between them, so that no line ends with the mark.
+        Text.assemble(("●" if agent.present else "○", "green" if agent.present else "dim"), clean(agent.id))
         for agent in here
     )
     head = Table.grid(padding=(0, 2))
@@ -118,7 +119,12 @@ def _drawn(
         table = Table(box=None, show_header=False, pad_edge=False, expand=True, padding=(0, 2, 0, 0))
         for column in columns:
             if console.width >= column.wide:
-                table.add_column(no_wrap=not column.grow, overflow="ellipsis", ratio=1 if column.grow else None)
+                table.add_column(
+                    no_wrap=not column.grow,
+                    overflow="ellipsis",
+                    ratio=1 if column.grow else None,
+                    max_width=int(console.width * column.most),
+                )
         for record in records:
             table.add_row(*(_cell(column, record) for column in columns if console.width >= column.wide))
         parts += [Text(), Text.assemble((title, "bold"), (f"  {shown}", "dim")), table]
@@ -167,7 +173,7 @@ _FINDINGS = [
     Column("id", _id),
     Column("confidence", lambda f: f.confidence, "share"),
     Column("content", _content, grow=True),
-    Column("agent", lambda f: f.agent_id),
+    Column("agent", lambda f: f.agent_id, most=0.22),
     Column("type", lambda f: f.type, wide=100),
     Column("created", lambda f: f.created_at, wide=90),
 ]
@@ -175,7 +181,7 @@ _TASKS = [
     Column("id", _id),
     Column("status", lambda t: t.status, "status"),
     Column("type", lambda t: t.type, grow=True),
-    Column("assigned to", lambda t: t.assigned_to),
+    Column("assigned to", lambda t: t.assigned_to, most=0.3),
     Column("priority", lambda t: f"p{t.priority}"),
 ]
 _PROPOSALS = [
@@ -188,5 +194,5 @@ _ACTIONS = [
     Column("id", _id),
     Column("status", lambda a: a.status, "status"),
     Column("action", _target, grow=True),
-    Column("agent", lambda a: a.agent_id),
+    Column("agent", lambda a: a.agent_id, most=0.22),
 ]

@@ -26,7 +26,7 @@ _COLUMNS = [
     Column("id", lambda f: f.id),
     Column("confidence", lambda f: f.confidence, "share"),
     Column("content", lambda f: f.content, grow=True),
-    Column("agent", lambda f: f.agent_id),
+    Column("agent", lambda f: f.agent_id, most=0.25),
     Column("category", lambda f: f.category, wide=110),
     Column("type", lambda f: f.type, wide=100),
     Column("created", lambda f: f.created_at),

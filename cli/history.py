@@ -50,6 +50,9 @@ def history(
         from blackboard.errors import NotFound
 
         raise NotFound(f"Nothing in this session has the id {subject_id}.", noun="subject", id=str(subject_id))
+    if not desk.out.json:
+        # A new row's empty columns are changes from nothing to nothing.
+        changes = [change for change in changes if change.old is not None or change.new not in (None, "", {}, [])]
     desk.out.records(changes, _COLUMNS, empty="Nothing happened yet.")
 
 

@@ -46,6 +46,7 @@ class Column:
         kind: ``text``, ``status``, ``share`` (a bar and the number) or ``number``.
         wide: terminals narrower than this leave it out; plain text never does.
         grow: takes the room that is left, and is cut to one line.
+        most: on a terminal, no more than this share of its width.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Column:
     kind: str = "text"
     wide: int = 0
     grow: bool = False
+    most: float = 1.0
 
 
 class Output:
@@ -131,6 +133,7 @@ class Output:
                 no_wrap=True,
                 overflow="ellipsis",
                 ratio=1 if column.grow else None,
+                max_width=int(console.width * column.most),
             )
         for record in records:
             table.add_row(*(styled(column.value(record), column.kind) for column in shown))

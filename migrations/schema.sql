@@ -50,7 +50,8 @@ BEGIN
     PERFORM blackboard.live_lease(p_lease_id);
     IF p_ttl <= interval '0' OR p_wait < interval '0' THEN
         PERFORM blackboard.raise('BB002', 'A lock''s ttl must be positive, and its wait not negative.',
-                                 jsonb_build_object('field', CASE WHEN p_ttl <= interval '0' THEN 'ttl' ELSE 'wait' END));
+                                 jsonb_build_object('field',
+                                                    CASE WHEN p_ttl <= interval '0' THEN 'ttl' ELSE 'wait' END));
     END IF;
     LOOP
         SELECT * INTO v_lock FROM blackboard.locks WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
@@ -132,7 +133,8 @@ BEGIN
         IF (NEW.vote_accepted <> OLD.vote_accepted
             AND (OLD.vote_accepted OR v_proposal.status IS DISTINCT FROM 'accepted'))
            OR (NEW.approval IS DISTINCT FROM OLD.approval
-               AND (NEW.approval IS DISTINCT FROM 'human' OR v_proposal.result ->> 'reason' IS DISTINCT FROM 'escalated'))
+               AND (NEW.approval IS DISTINCT FROM 'human'
+                    OR v_proposal.result ->> 'reason' IS DISTINCT FROM 'escalated'))
         THEN
             PERFORM blackboard.raise('BB003', 'The vote on this action has not decided that.',
                                      jsonb_build_object('noun', 'action', 'id', OLD.id, 'status', OLD.status));
@@ -703,7 +705,8 @@ BEGIN
     PERFORM blackboard.act_as(p_by);
     v_action := blackboard.lock_action(p_session_id, p_id);
     IF v_action.agent_id IN (p_by, p_actor) THEN
-        PERFORM blackboard.raise('BB005', format('%s proposed this action; somebody else must approve it.', v_action.agent_id),
+        PERFORM blackboard.raise('BB005', format('%s proposed this action; somebody else must approve it.',
+                                                 v_action.agent_id),
                                  jsonb_build_object('noun', 'action', 'id', p_id, 'agent_id', v_action.agent_id));
     END IF;
     IF v_action.approved_by = p_by THEN
@@ -1331,7 +1334,8 @@ CREATE FUNCTION blackboard.electors_guard() RETURNS trigger
 BEGIN
     -- Depth 1 is a statement of somebody's own; deeper is the trigger of the proposal that is being opened or deleted.
     IF pg_trigger_depth() = 1 THEN
-        PERFORM blackboard.raise('BB005', 'The electorate is fixed when a proposal is opened; withdraw it and open another.',
+        PERFORM blackboard.raise('BB005',
+                                 'The electorate is fixed when a proposal is opened; withdraw it and open another.',
                                  jsonb_build_object('noun', 'proposal'));
     END IF;
     RETURN NULL;
@@ -1437,12 +1441,20 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.finding_fingerprint(p_category text, p_type text, p_content jsonb) RETURNS bytea
+CREATE FUNCTION blackboard.normal_text(p_content jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT pg_catalog.sha256(pg_catalog.convert_to(
-        p_category || E'\n' || p_type || E'\n' || blackboard.normal_text(p_content), 'UTF8'))
+    -- An escaped backslash is set aside first, so that "C:\\new" does not look like an escaped line feed.
+    SELECT pg_catalog.regexp_replace(pg_catalog.regexp_replace(
+        pg_catalog.replace(pg_catalog.lower(p_content::text), '\\', pg_catalog.chr(1)),
+        '(\s|\\[ntrf])+', ' ', 'g'), ' ?" ?', '"', 'g')
 $$;
+
+CREATE FUNCTION blackboard.finding_fingerprint(p_category text, p_type text, p_content jsonb) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN sha256(convert_to(((((p_category || '
+'::text) || p_type) || '
+'::text) || blackboard.normal_text(p_content)), 'UTF8'::name));
 
 CREATE FUNCTION blackboard.finding_trust(p_session_id uuid, p_agent_id text, p_derived_from uuid[]) RETURNS double precision
     LANGUAGE sql STABLE
@@ -1578,9 +1590,9 @@ BEGIN
     IF NOT FOUND OR v_lock.holder IS NULL OR v_lock.token IS DISTINCT FROM p_token
        OR v_lock.holder IS DISTINCT FROM p_agent_id OR v_lock.expires_at <= blackboard.now()
        OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
-        PERFORM blackboard.raise('BB006', format('The lock %L is not yours under this token: it ran out or was released, '
-                                                 'and may be with somebody else. Stop what it protects; acquire it '
-                                                 'again.', p_name),
+        PERFORM blackboard.raise('BB006', format('The lock %L is not yours under this token: it ran out or was '
+                                                 'released, and may be with somebody else. Stop what it protects; '
+                                                 'acquire it again.', p_name),
                                  jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
                                                     'holder', v_lock.holder));
     END IF;
@@ -2060,7 +2072,6 @@ BEGIN
                n.validated_by = n.agent_id AND NOT s.allow_self_validation AS own
         FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
         LEFT JOIN blackboard.sessions s ON s.id = o.session_id
-        WHERE n.id IS NULL OR n.revision = o.revision
     LOOP
         IF v_change.rewritten THEN
             PERFORM blackboard.raise('BB012',
@@ -2168,8 +2179,8 @@ BEGIN
     END IF;
     RETURN NULL;
 EXCEPTION WHEN not_null_violation THEN
-    PERFORM blackboard.raise('BB003', 'A held lock is released before another can have it, every grant raises its token, '
-                                      'and its name stays.', jsonb_build_object('noun', 'lock'));
+    PERFORM blackboard.raise('BB003', 'A held lock is released before another can have it, every grant raises its '
+                                      'token, and its name stays.', jsonb_build_object('noun', 'lock'));
     RETURN NULL;
 END
 $$;
@@ -2271,7 +2282,8 @@ BEGIN
     LOOP
         INSERT INTO blackboard.events (session_id, type, subject_id, data)
         VALUES (v_closed.session_id,
-                'proposal.' || CASE WHEN v_closed.result ->> 'reason' = 'escalated' THEN 'escalated' ELSE v_closed.status END,
+                'proposal.' || CASE WHEN v_closed.result ->> 'reason' = 'escalated' THEN 'escalated'
+                                    ELSE v_closed.status END,
                 v_closed.id,
                 v_closed.result || jsonb_build_object('status', v_closed.status, 'decided_at', v_closed.decided_at,
                                                       'result', v_closed.result));
@@ -2808,15 +2820,6 @@ CREATE FUNCTION blackboard.no_hypothesis(p_id uuid) RETURNS void
                             jsonb_build_object('noun', 'hypothesis', 'id', p_id))
 $$;
 
-CREATE FUNCTION blackboard.normal_text(p_content jsonb) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$
-    -- An escaped backslash is set aside first, so that "C:\\new" does not look like an escaped line feed.
-    SELECT pg_catalog.regexp_replace(pg_catalog.regexp_replace(
-        pg_catalog.replace(pg_catalog.lower(p_content::text), '\\', pg_catalog.chr(1)),
-        '(\s|\\[ntrf])+', ' ', 'g'), ' ?" ?', '"', 'g')
-$$;
-
 CREATE FUNCTION blackboard.open_proposal(p_session_id uuid, p_id uuid, p_agent_id text, p_title text, p_body jsonb DEFAULT '{}'::jsonb, p_rule text DEFAULT 'majority'::text, p_threshold double precision DEFAULT NULL::double precision, p_weighted boolean DEFAULT false, p_min_turnout double precision DEFAULT NULL::double precision, p_deadline interval DEFAULT '00:05:00'::interval, p_at_deadline text DEFAULT 'tally'::text, p_electorate text[] DEFAULT NULL::text[]) RETURNS blackboard.proposals
     LANGUAGE plpgsql
     AS $$
@@ -2989,7 +2992,8 @@ BEGIN
     v_tally := blackboard.tally(OLD.session_id, OLD.id);
     v_reason := CASE
         WHEN NEW.status = 'withdrawn' THEN 'withdrawn'
-        WHEN NEW.status = 'expired' THEN CASE WHEN v_due AND OLD.at_deadline = 'escalate' THEN 'escalated' ELSE 'closed' END
+        WHEN NEW.status = 'expired' THEN
+            CASE WHEN v_due AND OLD.at_deadline = 'escalate' THEN 'escalated' ELSE 'closed' END
         WHEN NEW.status = v_tally.outcome AND v_tally.certain THEN 'ballots'
         WHEN NEW.status = v_tally.outcome AND v_due AND OLD.at_deadline = 'tally' THEN
             CASE WHEN v_tally.turnout < OLD.min_turnout THEN 'turnout' ELSE 'deadline' END
@@ -2997,7 +3001,8 @@ BEGIN
     END;
     IF v_reason IS NULL THEN
         PERFORM blackboard.raise('BB003',
-            format('The ballots do not make this proposal %s; vote, withdraw it, or wait for its deadline.', NEW.status),
+            format('The ballots do not make this proposal %s; vote, withdraw it, or wait for its deadline.',
+                   NEW.status),
             jsonb_build_object('noun', 'proposal', 'id', OLD.id, 'status', OLD.status));
     END IF;
     NEW.decided_at := blackboard.now();
@@ -3026,8 +3031,8 @@ BEGIN
     IF p_vote THEN
         v_proposal_id := md5(p_id::text || ' vote')::uuid;
         IF p_proposal_id IS NOT NULL OR NOT p_requires_approval THEN
-            PERFORM blackboard.raise('BB002', 'A vote is opened for an action that requires approval and names no other '
-                                              'proposal.', jsonb_build_object('field', 'vote'));
+            PERFORM blackboard.raise('BB002', 'A vote is opened for an action that requires approval and names no '
+                                              'other proposal.', jsonb_build_object('field', 'vote'));
         END IF;
     ELSIF p_approval IN ('vote', 'both') AND p_proposal_id IS NULL THEN
         PERFORM blackboard.raise('BB002', 'This approval needs a vote: pass vote, or the id of a proposal.',
@@ -3076,6 +3081,7 @@ DECLARE
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     PERFORM blackboard.open_session(p_session_id);
+    p_id := coalesce(p_id, gen_random_uuid());
     INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
     VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
     ON CONFLICT (session_id, id) DO NOTHING
@@ -3515,6 +3521,7 @@ DECLARE
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     PERFORM blackboard.open_session(p_session_id);
+    p_id := coalesce(p_id, gen_random_uuid());
     LOOP
         v_finding := blackboard.reported_finding(p_session_id, p_id, p_agent_id, p_type, p_content, p_category,
                                                  p_confidence, p_evidence, p_tags, p_provenance, p_derived_from);
@@ -3598,8 +3605,8 @@ BEGIN
     IF NOT FOUND OR v_lock.holder IS NULL OR v_lock.token IS DISTINCT FROM p_token
        OR v_lock.expires_at <= blackboard.now()
        OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
-        PERFORM blackboard.raise('BB006', format('The lock %L is not held under this token any more; nothing may be written '
-                                                 'under it. Acquire it again.', p_name),
+        PERFORM blackboard.raise('BB006', format('The lock %L is not held under this token any more; nothing may be '
+                                                 'written under it. Acquire it again.', p_name),
                                  jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
                                                     'holder', v_lock.holder));
     END IF;
@@ -3873,14 +3880,22 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     v_actor := blackboard.current_actor();
     PERFORM blackboard.open_session(p_session_id);
-    SELECT * INTO v_old FROM blackboard.findings f
-    WHERE f.session_id = p_session_id AND f.id = p_old_id FOR NO KEY UPDATE;
+    p_id := coalesce(p_id, gen_random_uuid());
+    SELECT * INTO v_old FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_old_id;
     IF NOT FOUND THEN
         PERFORM blackboard.no_finding(p_old_id);
     END IF;
     p_type := coalesce(p_type, v_old.type);
     p_category := coalesce(p_category, v_old.category);
     v_fingerprint := blackboard.finding_fingerprint(p_category, p_type, p_content);
+    -- With the one that says the new content already, should there be one: both by id.
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id
+      AND (f.id = p_old_id OR f.id = (SELECT o.id FROM blackboard.findings o
+                                      WHERE o.session_id = p_session_id AND o.status = 'active'
+                                        AND o.fingerprint = v_fingerprint))
+    ORDER BY f.id FOR NO KEY UPDATE;
+    SELECT * INTO v_old FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_old_id;
     v_new := blackboard.reported_finding(p_session_id, p_id, v_actor, p_type, p_content, p_category, p_confidence,
                                          p_evidence, p_tags, p_provenance, p_derived_from);
     IF v_old.status <> 'active' THEN
@@ -4205,7 +4220,8 @@ BEGIN
             PERFORM blackboard.raise('BB001', format('There is no proposal %s in this session.', NEW.proposal_id),
                                      jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id));
         END IF;
-        PERFORM blackboard.raise('BB003', format('The proposal is %s already and takes no more ballots.', v_proposal.status),
+        PERFORM blackboard.raise('BB003', format('The proposal is %s already and takes no more ballots.',
+                                                 v_proposal.status),
                                  jsonb_build_object('noun', 'proposal', 'id', NEW.proposal_id,
                                                     'status', v_proposal.status));
     END IF;
@@ -4305,7 +4321,8 @@ BEGIN
                                  jsonb_build_object('noun', 'proposal', 'id', p_proposal_id));
     END IF;
     IF v_proposal.agent_id <> p_agent_id THEN
-        PERFORM blackboard.raise('BB005', format('Only %s, who opened this proposal, may withdraw it.', v_proposal.agent_id),
+        PERFORM blackboard.raise('BB005', format('Only %s, who opened this proposal, may withdraw it.',
+                                                 v_proposal.agent_id),
                                  jsonb_build_object('noun', 'proposal', 'id', p_proposal_id,
                                                     'agent_id', v_proposal.agent_id));
     END IF;

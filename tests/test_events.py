@@ -167,7 +167,7 @@ async def test_waiting_returns_on_the_event_or_in_time(session: Session, db: Con
 
 
 async def _listening(session: Session) -> bool:
-    return session._scope.listener.listening
+    return session.scope.listener.listening
 
 
 async def test_following_sees_everything_once(session: Session, connect: Connect) -> None:

@@ -154,7 +154,7 @@ async def test_waiting_for_work_wakes_on_add(session: Session, agent: Agent) -> 
 
 
 async def _listening(session: Session) -> bool:
-    return session._scope.listener.listening
+    return session.scope.listener.listening
 
 
 async def test_waiting_for_a_result(session: Session, agent: Agent) -> None:

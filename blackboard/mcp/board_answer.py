@@ -84,15 +84,17 @@ async def board_answer(
     counts = _counts(picture)
     omitted = _omitted(picture, budget, counts, len(findings), len(hypotheses), len(actions))
     fence = Fence()
-    text = "\n".join([
-        head,
-        f"Status {record.status.value}. On the board: {', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'nothing'}.",
-        fence.explanation(),
-        fence.around("board", lines),
-        *([f"Left out: {', '.join(f'{n} {kind}' for kind, n in omitted.items())}. {_more(call)}"] if omitted else []),
-        f"cursor: {picture.cursor}",
-        f"What to do: {_advice(call, record.status.value, held_taken, proposals, mine)}",
-    ])
+    text = "\n".join(
+        [
+            head,
+            f"Status {record.status.value}. On the board: {_listed(counts) or 'nothing'}.",
+            fence.explanation(),
+            fence.around("board", lines),
+            *([f"Left out: {_listed(omitted)}. {_more(call)}"] if omitted else []),
+            f"cursor: {picture.cursor}",
+            f"What to do: {_advice(call, record.status.value, held_taken, proposals, mine)}",
+        ]
+    )
     return Answer(
         text,
         BoardResult(
@@ -120,6 +122,10 @@ async def board_answer(
     )
 
 
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in counts.items())
+
+
 def _weight(finding: FindingGlance) -> tuple[float, int]:
     return ((0.5 if finding.confidence is None else finding.confidence) * finding.trust, finding.corroborations)
 
@@ -131,8 +137,9 @@ def _claimable(picture: Picture, agent: Agent) -> tuple[list[TaskGlance], list[T
     for task in picture.tasks:
         if task.status == TaskStatus.RUNNING and task.assigned_to == agent.id:
             continue  # shown with its token
-        for_me = task.status == TaskStatus.PENDING and task.capability in offered
-        (mine if for_me or (task.status == TaskStatus.ASSIGNED and task.assigned_to == agent.id) else others).append(task)
+        for_anyone = task.status == TaskStatus.PENDING and task.capability in offered
+        for_me = task.status == TaskStatus.ASSIGNED and task.assigned_to == agent.id
+        (mine if for_anyone or for_me else others).append(task)
     return mine, others
 
 
@@ -170,7 +177,11 @@ def _more(call: Call) -> str:
 
 
 def _advice(
-    call: Call, status: str, held: Sequence[HeldItem], proposals: Sequence[ProposalItem], claimable: Sequence[TaskGlance]
+    call: Call,
+    status: str,
+    held: Sequence[HeldItem],
+    proposals: Sequence[ProposalItem],
+    claimable: Sequence[TaskGlance],
 ) -> str:
     names = call.names
     if status in {"completed", "failed"}:

@@ -9,8 +9,8 @@ from pydantic import Field
 from ..models.agents import AgentRecord
 from ..models.picture import ActionGlance, FindingGlance, HypothesisGlance, TaskGlance
 from ..models.proposals import ProposalDetails, ProposalRecord, Tally
-from .fence import NOTICE, quoted
 from ..models.tasks import TaskRecord
+from .fence import NOTICE, quoted
 from .task_shapes import moment, token_of
 from .tool import Result
 
@@ -185,7 +185,8 @@ def agent_item(agent: AgentRecord) -> AgentItem:
 def agent_line(agent: AgentItem) -> str:
     """The agent on one line."""
     can = f" can {', '.join(quoted(kind, 100) for kind in agent.capabilities)}" if agent.capabilities else ""
-    return f"agent {quoted(agent.id, 100)} {'present' if agent.present else 'absent'} role {quoted(agent.role, 50)}{can}"
+    here = "present" if agent.present else "absent"
+    return f"agent {quoted(agent.id, 100)} {here} role {quoted(agent.role, 50)}{can}"
 
 
 def finding_item(finding: FindingGlance) -> FindingItem:
@@ -208,7 +209,7 @@ def finding_line(finding: FindingItem) -> str:
     also = f" corroborated by {finding.corroborations}" if finding.corroborations else ""
     return (
         f"finding {finding.id} {finding.category} by {quoted(finding.author, 100)} confidence {sure} "
-        f"trust {finding.trust:.2f}{also} type {quoted(finding.type, 50)}: \"{finding.summary}\""
+        f'trust {finding.trust:.2f}{also} type {quoted(finding.type, 50)}: "{finding.summary}"'
     )
 
 
@@ -227,7 +228,7 @@ def hypothesis_line(hypothesis: HypothesisItem) -> str:
     """The hypothesis on one line."""
     return (
         f"hypothesis {hypothesis.id} {hypothesis.status} confidence {hypothesis.confidence:.2f} "
-        f"by {quoted(hypothesis.author, 100)}: \"{hypothesis.statement}\""
+        f'by {quoted(hypothesis.author, 100)}: "{hypothesis.statement}"'
     )
 
 
@@ -324,13 +325,15 @@ def proposal_item(proposal: ProposalRecord, agent_id: str) -> ProposalItem:
 def proposal_line(proposal: ProposalItem) -> str:
     """The proposal on one line."""
     rule = proposal.rule if proposal.threshold is None else f"{proposal.rule} {proposal.threshold:g}"
-    yours = f" your vote {proposal.your_vote}" if proposal.your_vote else (
-        " YOUR VOTE IS MISSING" if proposal.you_may_vote else ""
+    yours = (
+        f" your vote {proposal.your_vote}"
+        if proposal.your_vote
+        else (" YOUR VOTE IS MISSING" if proposal.you_may_vote else "")
     )
     until = f" until {proposal.deadline_at}" if proposal.deadline_at and proposal.status == "open" else ""
     return (
         f"proposal {proposal.id} {proposal.status}{until} by {quoted(proposal.author, 100)} rule {rule}, "
-        f"{tally_text(proposal.tally)}{yours}: \"{proposal.title}\" {proposal.body}"
+        f'{tally_text(proposal.tally)}{yours}: "{proposal.title}" {proposal.body}'
     )
 
 
@@ -354,5 +357,5 @@ def action_line(action: ActionItem) -> str:
     needs = f" (approval: {action.approval})" if action.approval and action.status == "awaiting_approval" else ""
     return (
         f"action {action.id} {action.status}{needs} {action.type} by {quoted(action.author, 100)} "
-        f"target \"{action.target}\" {action.parameters}"
+        f'target "{action.target}" {action.parameters}'
     )

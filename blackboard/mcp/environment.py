@@ -24,7 +24,7 @@ environment:
 exit codes:
   0  the client closed the connection, or SIGTERM or SIGINT came; what the agent held went back
   2  the command line or the environment is wrong
-  3  the board cannot be used: not reachable, not migrated, too old
+  4  the board cannot be used: not reachable, not migrated, too old
 
 a client's configuration:
   {"mcpServers": {"agent-swarm": {"command": "mcp-agent-swarm",
@@ -104,7 +104,7 @@ def read_environment(variables: Mapping[str, str], arguments: Sequence[str] | No
             "ops/deploy-validator."
         )
     if not 1 <= len(agent_id) <= 100 or any(c.isspace() or not c.isprintable() for c in agent_id):
-        raise WrongEnvironment(f"AGENT_ID={agent_id!r:.120} is not allowed: use 1 to 100 characters without white space.")
+        raise WrongEnvironment(f"AGENT_ID={agent_id!r:.120} is not allowed: it has 1 to 100 characters, none blank.")
     offered = options.capabilities if options.capabilities is not None else variable("SWARM_CAPABILITIES")
     capabilities = None if offered is None else tuple(part.strip() for part in offered.split(",") if part.strip())
     return Environment(

@@ -39,8 +39,7 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character if character == "\n" or character.isprintable() else json.dumps(character)[1:-1]
-        for character in text
+        character if character == "\n" or character.isprintable() else json.dumps(character)[1:-1] for character in text
     )
 
 

@@ -66,23 +66,29 @@ class Refused(Exception):
 
     Attributes:
         code: stable, lower-case; that of the error tree where there is one.
-        next: what to do now; tools as ``{claim_task}``.
+        advice: what to do now; tools as ``{claim_task}``.
         facts: typed details, JSON-ready.
     """
 
     def __init__(
-        self, code: str, message: str, next: str, *, retryable: bool = False, facts: Mapping[str, Any] | None = None  # noqa: A002
+        self,
+        code: str,
+        message: str,
+        advice: str,
+        *,
+        retryable: bool = False,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
-        self.next = next
+        self.advice = advice
         self.retryable = retryable
         self.facts = dict(facts or {})
 
     def text(self, names: Names) -> str:
         """For the model to read."""
-        return f"{self.code}: {plain(self.message)}\nWhat to do: {names.fill(self.next)}"
+        return f"{self.code}: {plain(self.message)}\nWhat to do: {names.fill(self.advice)}"
 
     def data(self, names: Names) -> dict[str, Any]:
         """The same as JSON-ready values."""
@@ -90,7 +96,7 @@ class Refused(Exception):
             "code": self.code,
             "message": self.message,
             "retryable": self.retryable,
-            "next": names.fill(self.next),
+            "next": names.fill(self.advice),
             "details": json.loads(json.dumps(self.facts, default=str)),
         }
 

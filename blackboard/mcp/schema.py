@@ -14,6 +14,8 @@ def input_schema(model: type[BaseModel]) -> dict[str, Any]:
     raw = model.model_json_schema()
     schema = _inlined(raw, raw.get("$defs", {}), nullable=False)
     schema.setdefault("properties", {})
+    # What the class says of itself is for readers of the code.
+    del schema["description"]
     return schema
 
 
@@ -35,7 +37,7 @@ def _inlined(node: dict[str, Any], definitions: dict[str, Any], *, nullable: boo
             return _inlined(_without_null_default(node), definitions, nullable=nullable)
     inlined: dict[str, Any] = {}
     for key, value in node.items():
-        if key == "$defs" or (key == "title" and isinstance(value, str)):
+        if key in {"$defs", "title"} or (nullable and key == "description"):
             continue
         if key == "properties":
             properties = cast("dict[str, dict[str, Any]]", value)

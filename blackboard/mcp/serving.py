@@ -24,7 +24,7 @@ __all__ = ["serve"]
 
 _log = logging.getLogger(__name__)
 
-_ENDED, _WRONG, _UNAVAILABLE = 0, 2, 3
+_ENDED, _WRONG, _UNAVAILABLE = 0, 2, 4
 
 
 async def serve(environment: Environment) -> int:

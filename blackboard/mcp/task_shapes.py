@@ -157,7 +157,9 @@ class ProgressArguments(Arguments):
 class AddArguments(Arguments):
     """What add_task takes."""
 
-    type: Annotated[str, Field(min_length=1, max_length=50, description="What is to be done.", examples=["investigate"])]
+    type: Annotated[
+        str, Field(min_length=1, max_length=50, description="What is to be done.", examples=["investigate"])
+    ]
     parameters: Annotated[
         JsonObject, Field(description="What it is about.", examples=[{"target": "checkout", "context": {}}])
     ] = Field(default_factory=dict[str, Any])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -54,7 +54,7 @@ class Call:
     progress: Progress
 
     @asynccontextmanager
-    async def waiting(self, seconds: float, message: str) -> AsyncIterator[None]:
+    async def waiting(self, seconds: float, message: str) -> AsyncGenerator[None]:
         """Meanwhile the client hears every few seconds that the call is alive, so that it does not give up."""
         began = monotonic()
 

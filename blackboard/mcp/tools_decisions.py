@@ -29,29 +29,29 @@ class ProposeArguments(Arguments):
     parameters: Annotated[
         JsonObject, Field(description="How.", examples=[{"action": "rollback", "version": "v1.2.2"}])
     ] = Field(default_factory=dict[str, Any])
-    reason: Annotated[str, Field(max_length=4000, description="Why; voters read it. Name the findings it rests on.")] = ""
+    reason: Annotated[
+        str, Field(max_length=4000, description="Why; voters read it. Name the findings it rests on.")
+    ] = ""
     requires_approval: Annotated[bool, Field(description="False only for what needs nobody's consent.")] = True
     approval: Annotated[
         Approval | None,
         Field(description="Who must say yes: vote (the default), human, or both. A human may always decide instead."),
     ] = None
-    title: Annotated[
-        str | None, Field(min_length=1, max_length=500, description="The question that is voted on.")
-    ] = None
+    title: Annotated[str | None, Field(min_length=1, max_length=500, description="The question that is voted on.")] = (
+        None
+    )
     rule: Annotated[
         Rule,
         Field(description="majority: more yes than no. unanimous: no no. threshold: yes / (yes + no) reaches it."),
     ] = Rule.MAJORITY
-    threshold: Annotated[
-        float | None, Field(gt=0, le=1, description="Only for rule threshold; 0.7 by default.")
-    ] = None
+    threshold: Annotated[float | None, Field(gt=0, le=1, description="Only for rule threshold; 0.7 by default.")] = None
     min_turnout: Annotated[
         float | None,
         Field(ge=0, le=1, description="Least share of the electorate that must vote; 0.5, or 1 for unanimous."),
     ] = None
-    deadline_seconds: Annotated[
-        float, Field(gt=0, le=604_800, description="How long the vote stays open at most.")
-    ] = 300
+    deadline_seconds: Annotated[float, Field(gt=0, le=604_800, description="How long the vote stays open at most.")] = (
+        300
+    )
     at_deadline: Annotated[
         AtDeadline, Field(description="What an open vote comes to then: tally counts the ballots that were cast.")
     ] = AtDeadline.TALLY
@@ -180,9 +180,7 @@ async def _proposed(call: Call, agent: Agent, action: ActionRecord) -> Answer:
             + f"). Still to vote: {waiting}."
         )
     if human:
-        lines.append(
-            f"A human must approve it: `blackboard action approve {action.id} --session {agent.session.id}`."
-        )
+        lines.append(f"A human must approve it: `blackboard action approve {action.id} --session {agent.session.id}`.")
     if action.status == ActionStatus.APPROVED:
         lines.append(f"What to do: {names['start_action']}, do it, then {names['finish_action']}.")
     elif item is not None and item.you_may_vote and item.your_vote is None:
@@ -192,7 +190,7 @@ async def _proposed(call: Call, agent: Agent, action: ActionRecord) -> Answer:
         )
     else:
         lines.append(
-            f"What to do: go on with other work; {names['wait']} with topics [\"action.*\"] tells you the outcome. "
+            f'What to do: go on with other work; {names["wait"]} with topics ["action.*"] tells you the outcome. '
             "Do not act before it is approved."
         )
     return Answer(

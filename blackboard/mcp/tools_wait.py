@@ -110,8 +110,10 @@ async def wait(call: Call, arguments: WaitArguments) -> Answer:
         parts.append(f"There is more: {call.names['wait']} with this cursor returns at once.")
     parts += [
         f"cursor: {cursor}",
-        f"What to do: {call.names['get_findings']}, {call.names['view']} or {call.names['claim_task']} for what "
-        f"concerns you, then {call.names['wait']} with this cursor.",
+        (
+            f"What to do: {call.names['get_findings']}, {call.names['view']} or {call.names['claim_task']} for what "
+            f"concerns you, then {call.names['wait']} with this cursor."
+        ),
     ]
     return Answer("\n".join(parts), result)
 

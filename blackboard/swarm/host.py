@@ -26,15 +26,11 @@ from ..errors import BlackboardError, ConfigurationError, InvalidInput, LeaseLos
 from ..models.tasks import TaskRecord, TaskStatus
 from .assignment import Assignment, call_function, gather_inputs, load_function, own_findings_only
 from .commands import fill_in, mcp_config, run_command, token_of, write_private
+from .exits import EXIT_ABANDONED, EXIT_CONFIGURATION
 from .queries import Queries
 from .spec import SYNTHESIZE, Program
 
-__all__ = ["EXIT_ABANDONED", "EXIT_CONFIGURATION", "main"]
-
-EXIT_CONFIGURATION = 78
-"""What the file says cannot be done: a function that cannot be imported, a program that is not there."""
-EXIT_ABANDONED = 75
-"""A task's program would not stop; the process ends so that it does."""
+__all__ = ["main"]
 
 _log = logging.getLogger("blackboard.swarm")
 _CLAIM_WAIT = timedelta(seconds=30)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .host import EXIT_CONFIGURATION
+from .exits import EXIT_CONFIGURATION
 from .outcome import AgentOutcome, Update, UpdateKind
 from .spec import AgentSpec
 
-__all__ = ["AgentProcess"]
+__all__ = ["AgentProcess", "log_name"]
 
 _LONGEST_PAUSE = 5.0
 _TAIL_BYTES = 4000
@@ -79,7 +79,6 @@ class AgentProcess:
                     await asyncio.wait_for(self._stopping.wait(), pause)
         finally:
             self.gone = True
-            self.kill()
 
     def tell(self, line: str) -> None:
         """The process reads the line, if there is one."""

@@ -144,7 +144,7 @@ class Blackboard:
         Raises:
             ConfigurationError: it is none of these.
         """
-        return BoundBlackboard(self, bind(connection))
+        return BoundBlackboard(bind(connection), self._scope, self._settings.actor)
 
     def start(
         self,
@@ -185,11 +185,11 @@ class Blackboard:
 class BoundBlackboard:
     """A blackboard on a caller's connection; ``Blackboard.bind`` makes it."""
 
-    def __init__(self, board: Blackboard, executor: Executor) -> None:
+    def __init__(self, executor: Executor, scope: Callable[[UUID], Scope], actor: str | None) -> None:
         """Use ``Blackboard.bind``."""
-        self._board = board
         self._executor = executor
-        self.sessions = Sessions(executor, board._settings.actor)  # noqa: SLF001 - its other half
+        self._scope = scope
+        self.sessions = Sessions(executor, actor)
 
     def start(
         self,
@@ -216,11 +216,10 @@ class BoundBlackboard:
 
     def agent(self, agent: Agent) -> Agent:
         """The same agent, writing on this connection."""
-        return agent._on(self._executor)  # noqa: SLF001 - its other half
+        return Agent(replace(agent.scope, executor=self._executor), agent.record, agent.session)
 
     def _session(self, record: SessionRecord) -> Session:
-        scope = replace(self._board._scope(record.id), executor=self._executor)  # noqa: SLF001
-        return Session(scope, record, self.sessions)
+        return Session(replace(self._scope(record.id), executor=self._executor), record, self.sessions)
 
 
 class Session:
@@ -228,12 +227,13 @@ class Session:
 
     Attributes:
         record: as it was when this handle was made or last refreshed.
+        scope: what its repositories are bound to.
         agents, findings, hypotheses, tasks, proposals, actions, locks, events: what is in it.
     """
 
     def __init__(self, scope: Scope, record: SessionRecord, sessions: Sessions) -> None:
         """Use ``Blackboard.start`` or ``Blackboard.session``."""
-        self._scope = scope
+        self.scope = scope
         self._sessions = sessions
         self.record = record
         self.agents = Agents(scope)
@@ -276,9 +276,9 @@ class Session:
             capacity=capacity,
             role=role,
             vote_weight=vote_weight,
-            lease_id=self._scope.leases.current(),
+            lease_id=self.scope.leases.current(),
         )
-        scope = replace(self._scope, actor=record.id, agent_id=record.id, capabilities=tuple(record.capabilities))
+        scope = replace(self.scope, actor=record.id, agent_id=record.id, capabilities=tuple(record.capabilities))
         return Agent(scope, record, self)
 
     def board(self, *, limit: int = 100) -> Picture:
@@ -287,7 +287,7 @@ class Session:
         Args:
             limit: most items of each kind, newest or strongest first; the counts are of all.
         """
-        return Pictures(self._scope).get(limit=limit)
+        return Pictures(self.scope).get(limit=limit)
 
     def refresh(self) -> SessionRecord:
         """``record`` is as the database has it now."""
@@ -334,13 +334,14 @@ class Agent:
 
     Attributes:
         record: as it was when it joined.
+        scope: what its repositories are bound to.
         session: where it works.
         findings, hypotheses, tasks, proposals, actions, locks, events: what it can read and write.
     """
 
     def __init__(self, scope: Scope, record: AgentRecord, session: Session) -> None:
         """Use ``Session.join``."""
-        self._scope = scope
+        self.scope = scope
         self.record = record
         self.session = session
         self.findings = Findings(scope)
@@ -365,10 +366,7 @@ class Agent:
         Raises:
             NotFound: it had left already and was removed.
         """
-        Agents(self._scope).leave(self.id)
-
-    def _on(self, executor: Executor) -> Agent:
-        return Agent(replace(self._scope, executor=executor), self.record, self.session)
+        Agents(self.scope).leave(self.id)
 
 
 class ProcessLease:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,8 +116,10 @@ def time_plot(
         return bottom - min(max(value / high, 0.0), 1.0) * height
 
     parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {total}" role="img" aria-label="{escape(title)}" '
-        'xmlns="http://www.w3.org/2000/svg">'
+        (
+            f'<svg class="plot" viewBox="0 0 {WIDTH} {total}" role="img" aria-label="{escape(title)}" '
+            'xmlns="http://www.w3.org/2000/svg">'
+        )
     ]
     for step in range(5):
         value = high * step / 4
@@ -165,8 +168,10 @@ def lanes_plot(
         return left + min(max((at - start) / (end - start), 0.0), 1.0) * (WIDTH - left - RIGHT)
 
     parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{escape(title)}" '
-        'xmlns="http://www.w3.org/2000/svg">'
+        (
+            f'<svg class="plot" viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{escape(title)}" '
+            'xmlns="http://www.w3.org/2000/svg">'
+        )
     ]
     for at, label in _ticks(start, end, clock=False):
         parts.append(f'<line class="grid" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{head}" y2="{bottom}"/>')
@@ -215,7 +220,7 @@ def _drawn(line: Line, x: object, y: object, bottom: float, end: dt.datetime) ->
             continue
         if line.shape == "step":
             held = [run[0]]
-            for before, after in zip(run, run[1:], strict=False):
+            for before, after in itertools.pairwise(run):
                 held += [(after[0], before[1]), after]
             held.append((to_x(end), run[-1][1]))
             drawn = held

@@ -24,8 +24,8 @@ _PROGRESS_EVERY = 0.5
 """Seconds between two reports of how far a long reading is."""
 
 _DENIED = re.compile(
-    r"auth\w* (?:fail|denied|error)|(?:invalid|wrong|bad) (?:password|credentials?|token|user)|failed (?:password|login)"
-    r"|log-?in fail|permission denied|access denied|unauthori[sz]ed|forbidden|no pg_hba\.conf entry",
+    r"auth\w* (?:fail|denied|error)|(?:invalid|wrong|bad) (?:password|credentials?|token|user)"
+    r"|failed (?:password|login)|log-?in fail|permission denied|access denied|unauthori[sz]ed|forbidden|no pg_hba\.conf entry",
     re.IGNORECASE,
 )
 _SUSPICIOUS = re.compile(

@@ -104,9 +104,7 @@ SUSPECTS: tuple[Suspect, ...] = (
         _words(r"exception|traceback|panic|segfault|null ?pointer|nil pointer|assert|unhandled|undefined|\b500\b"),
     ),
 )
-UNKNOWN = Suspect(
-    "unknown", "a failure that the messages do not name", "nothing that is known", re.compile(r"(?!)")
-)
+UNKNOWN = Suspect("unknown", "a failure that the messages do not name", "nothing that is known", re.compile(r"(?!)"))
 TRAFFIC = "traffic"
 CHANGE = "change"
 

@@ -23,10 +23,9 @@ $$;
 -- The same for two reports of the same thing.
 CREATE FUNCTION blackboard.finding_fingerprint(p_category text, p_type text, p_content jsonb) RETURNS bytea
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$
-    SELECT pg_catalog.sha256(pg_catalog.convert_to(
-        p_category || E'\n' || p_type || E'\n' || blackboard.normal_text(p_content), 'UTF8'))
-$$;
+-- A body of this form has its dependencies recorded: a dump must restore normal_text first.
+RETURN pg_catalog.sha256(pg_catalog.convert_to(
+        p_category || E'\n' || p_type || E'\n' || blackboard.normal_text(p_content), 'UTF8'));
 
 CREATE TABLE blackboard.findings (
     session_id uuid NOT NULL CONSTRAINT findings_session_known REFERENCES blackboard.sessions (id),
@@ -707,7 +706,6 @@ BEGIN
                n.validated_by = n.agent_id AND NOT s.allow_self_validation AS own
         FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
         LEFT JOIN blackboard.sessions s ON s.id = o.session_id
-        WHERE n.id IS NULL OR n.revision = o.revision
     LOOP
         IF v_change.rewritten THEN
             PERFORM blackboard.raise('BB012',
@@ -1009,6 +1007,7 @@ DECLARE
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     PERFORM blackboard.open_session(p_session_id);
+    p_id := coalesce(p_id, gen_random_uuid());
     LOOP
         v_finding := blackboard.reported_finding(p_session_id, p_id, p_agent_id, p_type, p_content, p_category,
                                                  p_confidence, p_evidence, p_tags, p_provenance, p_derived_from);
@@ -1063,14 +1062,22 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     v_actor := blackboard.current_actor();
     PERFORM blackboard.open_session(p_session_id);
-    SELECT * INTO v_old FROM blackboard.findings f
-    WHERE f.session_id = p_session_id AND f.id = p_old_id FOR NO KEY UPDATE;
+    p_id := coalesce(p_id, gen_random_uuid());
+    SELECT * INTO v_old FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_old_id;
     IF NOT FOUND THEN
         PERFORM blackboard.no_finding(p_old_id);
     END IF;
     p_type := coalesce(p_type, v_old.type);
     p_category := coalesce(p_category, v_old.category);
     v_fingerprint := blackboard.finding_fingerprint(p_category, p_type, p_content);
+    -- With the one that says the new content already, should there be one: both by id.
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id
+      AND (f.id = p_old_id OR f.id = (SELECT o.id FROM blackboard.findings o
+                                      WHERE o.session_id = p_session_id AND o.status = 'active'
+                                        AND o.fingerprint = v_fingerprint))
+    ORDER BY f.id FOR NO KEY UPDATE;
+    SELECT * INTO v_old FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_old_id;
     v_new := blackboard.reported_finding(p_session_id, p_id, v_actor, p_type, p_content, p_category, p_confidence,
                                          p_evidence, p_tags, p_provenance, p_derived_from);
     IF v_old.status <> 'active' THEN
@@ -1255,6 +1262,7 @@ DECLARE
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     PERFORM blackboard.open_session(p_session_id);
+    p_id := coalesce(p_id, gen_random_uuid());
     INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
     VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
     ON CONFLICT (session_id, id) DO NOTHING

@@ -1456,8 +1456,8 @@ BEGIN
        OR v_lock.holder IS DISTINCT FROM p_agent_id OR v_lock.expires_at <= blackboard.now()
        OR (v_lock.lease_id IS NOT NULL AND blackboard.lease_lapsed(v_lock.lease_id)) THEN
         PERFORM blackboard.raise('BB006', format('The lock %L is not yours under this token: it ran out or was '
-                                                 'released, and may be with somebody else. Stop what it protects; acquire it '
-                                                 'again.', p_name),
+                                                 'released, and may be with somebody else. Stop what it protects; '
+                                                 'acquire it again.', p_name),
                                  jsonb_build_object('noun', 'lock', 'name', p_name, 'token', p_token,
                                                     'holder', v_lock.holder));
     END IF;
