@@ -47,9 +47,7 @@ By = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; else 
 def list_(
     desk: Desk,
     *,
-    status: Annotated[
-        list[str] | None, typer.Option(help="Only those; repeat it for more.", metavar="STATUS")
-    ] = None,
+    status: Annotated[list[str] | None, typer.Option(help="Only those; repeat it for more.", metavar="STATUS")] = None,
     type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those.")] = None,
     capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only those that need it.")] = None,
     assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those.")] = None,

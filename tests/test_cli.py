@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from blackboard import errors
-from tests.clitools import APP, HEAVY, Cli, exits, module
+from .clitools import APP, HEAVY, Cli, cli, exits, module  # noqa: F401 - a fixture
 
 TREE: list[tuple[str, ...]] = []
 
@@ -116,7 +116,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
         assert not ours & nouns
 
 
-@pytest.mark.parametrize(("shell", "sign"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --command")])
+@pytest.mark.parametrize(
+    ("shell", "sign"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --command")]
+)
 def test_completion_scripts(shell: str, sign: str):
     done = subprocess.run(
         [sys.executable, "-c", "from blackboard_cli.main import main; main()"],
@@ -328,8 +330,15 @@ def test_options_have_the_names_of_the_python_parameters():
     ]:
         command = dict(_walk(typer.main.get_command(APP), ()))[path]
         names = {one.name.removesuffix("_") for one in command.params} - adds - own
-        known = set(typing.cast(types.FunctionType, method).__code__.co_varnames[: method.__code__.co_argcount + method.__code__.co_kwonlyargcount])
+        known = set(
+            typing.cast(types.FunctionType, method).__code__.co_varnames[
+                : method.__code__.co_argcount + method.__code__.co_kwonlyargcount
+            ]
+        )
         assert names <= known, (path, names - known)
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.name not in adds | {"supports", "result"}:
-                assert f"--{parameter.name.removesuffix('_').replace('_', '-')}" in parameter.opts, (path, parameter.name)
+                assert f"--{parameter.name.removesuffix('_').replace('_', '-')}" in parameter.opts, (
+                    path,
+                    parameter.name,
+                )

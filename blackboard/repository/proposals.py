@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from ..errors import BlackboardError, InvalidInput, InvalidTransition, NotFound
+from ..errors import BlackboardError, InvalidInput, InvalidTransition, NotFound, WaitTimeout
 from ..ids import as_uuid, new_id
 from ..jsonable import check_text, dump_json
 from ..models.proposals import (
@@ -214,6 +214,24 @@ class Proposals(Repository):
             proposal_id=as_uuid(proposal_id, "proposal_id"),
         )
         return [VoteRecord.from_row(row) for row in rows]
+
+    async def wait(self, proposal_id: UUID | str, timeout: timedelta | None = None) -> ProposalDetails:
+        """The proposal is closed: accepted, rejected, expired or withdrawn, as its record tells.
+
+        Raises:
+            NotFound: no such proposal.
+            WaitNotAllowed: this handle is bound to a caller's connection.
+            WaitTimeout: it was still open when the time was up.
+        """
+
+        async def check() -> ProposalDetails | None:
+            proposal = await self.get(proposal_id)
+            return None if proposal.status is ProposalStatus.OPEN else proposal
+
+        closed = await self._until("wait", ("proposals",), check, timeout)
+        if closed is None:
+            raise WaitTimeout(f"Proposal {proposal_id} is still open; wait again.", id=str(proposal_id))
+        return closed
 
     async def close_due(self, *, limit: int = 100) -> int:
         """The deadlines that have passed are applied, ``limit`` at most; returns how many proposals closed.

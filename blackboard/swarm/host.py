@@ -357,7 +357,11 @@ def _listen(stream: Any, loop: asyncio.AbstractEventLoop, hear: Callable[[str], 
 def main() -> int:
     """Lives as one agent of a swarm; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    line = sys.stdin.readline()
+    # The input is the runner's: what the agent's own program reads there is nothing.
+    runner = os.fdopen(os.dup(0), encoding="utf-8")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    line = runner.readline()
     if not line:
         return 0
     plan = json.loads(line)
@@ -368,7 +372,7 @@ def main() -> int:
     async def live() -> int:
         host = Host(plan)
         thread = threading.Thread(
-            target=_listen, args=(sys.stdin, asyncio.get_running_loop(), host.hear), name="swarm-runner", daemon=True
+            target=_listen, args=(runner, asyncio.get_running_loop(), host.hear), name="swarm-runner", daemon=True
         )
         thread.start()
         code = await host.run()

@@ -388,6 +388,12 @@ BEGIN
         NEW.trust := least(coalesce(NEW.trust, 1),
                            blackboard.finding_trust(NEW.session_id, NEW.agent_id, NEW.derived_from));
     ELSE
+        -- Here and not in history_update, where a CHECK would have spoken first.
+        IF OLD.status <> 'active' AND (NEW.status, NEW.superseded_by) IS DISTINCT FROM (OLD.status, OLD.superseded_by)
+        THEN
+            PERFORM blackboard.raise('BB003', format('This finding is %s, and stays so; report it again.', OLD.status),
+                                     jsonb_build_object('noun', 'finding', 'id', OLD.id, 'status', OLD.status));
+        END IF;
         NEW.updated_at := blackboard.now();
     END IF;
     RETURN NEW;
@@ -456,9 +462,9 @@ DECLARE
     v_change record;
 BEGIN
     FOR v_change IN
-        SELECT o.session_id, o.id, o.status, n.id IS NULL OR n.derived_from <> o.derived_from
+        SELECT o.session_id, o.id, n.id IS NULL OR n.derived_from <> o.derived_from
                    OR n.created_at <> o.created_at AS rewritten,
-               n.status <> o.status AND o.status <> 'active' AS reopened,
+               CASE WHEN n.status = 'superseded' AND o.status = 'active' THEN n.superseded_by END AS successor,
                n.corroborations <> o.corroborations
                    AND n.corroborations <> (SELECT count(*) FROM blackboard.corroborations c
                                             WHERE c.session_id = n.session_id AND c.finding_id = n.id) AS miscounted,
@@ -469,16 +475,15 @@ BEGIN
         IF v_change.rewritten THEN
             PERFORM blackboard.raise('BB012', 'A finding''s id, lineage and time of creation never change; supersede it.',
                                      jsonb_build_object('noun', 'finding', 'id', v_change.id));
-        ELSIF v_change.reopened THEN
-            PERFORM blackboard.raise('BB003', format('This finding is %s, and stays so; report it again.', v_change.status),
-                                     jsonb_build_object('noun', 'finding', 'id', v_change.id,
-                                                        'status', v_change.status));
         ELSIF v_change.miscounted THEN
             PERFORM blackboard.raise('BB005', 'A finding''s corroborations are counted, not set.',
                                      jsonb_build_object('field', 'corroborations', 'id', v_change.id));
         ELSIF v_change.overtrusted THEN
             PERFORM blackboard.raise('BB005', 'A finding is not trusted more than its agent and what it was derived from.',
                                      jsonb_build_object('field', 'trust', 'id', v_change.id));
+        ELSIF v_change.successor IS NOT NULL THEN
+            -- Active ones only, so that no finding supersedes itself by way of others.
+            PERFORM blackboard.active_finding(v_change.session_id, v_change.successor);
         END IF;
     END LOOP;
     -- Corroborations have their own event, finding.corroborated.
@@ -652,6 +657,10 @@ BEGIN
         NEW.confidence := least(greatest(NEW.prior, 0.01), 0.99);
         NEW.revision := 0;
     ELSE
+        IF OLD.status <> 'proposed' AND NEW.status <> OLD.status THEN
+            PERFORM blackboard.raise('BB003', format('This hypothesis is %s, and stays so; propose it anew.', OLD.status),
+                                     jsonb_build_object('noun', 'hypothesis', 'id', OLD.id, 'status', OLD.status));
+        END IF;
         NEW.updated_at := blackboard.now();
         IF NEW.revision <> OLD.revision THEN
             NEW.revision := OLD.revision + 1;
@@ -711,9 +720,9 @@ BEGIN
             PERFORM blackboard.raise('BB012',
                 'A hypothesis''s id, statement, author and prior never change; propose another one.',
                 jsonb_build_object('noun', 'hypothesis', 'id', v_change.id));
-        ELSIF v_change.reworded OR (v_change.status <> v_change.was AND v_change.was <> 'proposed') THEN
+        ELSIF v_change.reworded THEN
             PERFORM blackboard.raise('BB003',
-                format('This hypothesis is %s, and stays so; propose it anew.', v_change.was),
+                'A verdict, who gave it and what it rests on stay as they are; propose the hypothesis anew.',
                 jsonb_build_object('noun', 'hypothesis', 'id', v_change.id, 'status', v_change.was));
         ELSIF v_change.status IN ('validated', 'refuted') AND v_change.was = 'proposed' THEN
             IF v_change.own THEN

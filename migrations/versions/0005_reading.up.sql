@@ -226,7 +226,7 @@ $$;
 
 -- Ends a session once. In the same transaction open tasks are cancelled (running ones are asked to stop, and their
 -- holders may still hand in), open proposals expire undecided, waiting actions are rejected, locks are released.
--- Lock order: session, proposals, tasks by id, locks.
+-- Lock order: session, proposals and what follows them, tasks by id.
 CREATE FUNCTION blackboard.close_session(p_session_id uuid, p_status text, p_outcome jsonb, p_actor text)
 RETURNS blackboard.sessions
 LANGUAGE plpgsql
@@ -245,11 +245,7 @@ BEGIN
     END IF;
     PERFORM blackboard.open_session(p_session_id);
 
-    UPDATE blackboard.proposals SET status = 'expired' WHERE session_id = p_session_id AND status = 'open';
-    UPDATE blackboard.actions
-    SET status = 'rejected', rejected_by = blackboard.current_actor(), approval_reason = 'The session was closed.',
-        decided_at = blackboard.now()
-    WHERE session_id = p_session_id AND status IN ('proposed', 'awaiting_approval');
+    PERFORM blackboard.end_decisions(p_session_id);
     PERFORM 1 FROM blackboard.tasks
     WHERE session_id = p_session_id AND completed_at IS NULL ORDER BY id FOR UPDATE;
     UPDATE blackboard.tasks
@@ -258,9 +254,6 @@ BEGIN
     WHERE session_id = p_session_id AND completed_at IS NULL AND status <> 'running';
     UPDATE blackboard.tasks SET cancel_requested = true
     WHERE session_id = p_session_id AND status = 'running' AND NOT cancel_requested;
-    DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id;
-    UPDATE blackboard.locks SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL
-    WHERE session_id = p_session_id AND holder IS NOT NULL;
 
     UPDATE blackboard.sessions SET status = p_status, outcome = p_outcome, closed_at = blackboard.now()
     WHERE id = p_session_id RETURNING * INTO v_session;

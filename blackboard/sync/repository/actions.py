@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from ...errors import BlackboardError, InvalidInput, LeaseLost, NotFound
+from ...errors import BlackboardError, InvalidInput, LeaseLost, NotFound, WaitTimeout
 from ...ids import as_uuid, new_id
 from ...jsonable import check_text, dump_json
 from ...models.actions import ActionRecord, ActionStatus, ActionType, Approval
@@ -280,6 +281,24 @@ class Actions(Repository):
             limit=limit,
         )
         return [ActionRecord.from_row(row) for row in rows]
+
+    def wait(self, action_id: UUID | str, timeout: timedelta | None = None) -> ActionRecord:
+        """The action is decided: approved (and maybe executed since) or rejected, as its record tells.
+
+        Raises:
+            NotFound: no such action.
+            WaitNotAllowed: this handle is bound to a caller's connection.
+            WaitTimeout: nobody had decided when the time was up.
+        """
+
+        def check() -> ActionRecord | None:
+            action = self.get(action_id)
+            return None if action.status in {ActionStatus.PROPOSED, ActionStatus.AWAITING_APPROVAL} else action
+
+        decided = self._until("wait", ("actions", "proposals"), check, timeout)
+        if decided is None:
+            raise WaitTimeout(f"Action {action_id} is not decided yet; wait again.", id=str(action_id))
+        return decided
 
     def _keep_late(self, action_id: UUID | str, token: int, result: str | None, error: str | None) -> None:
         # In a transaction that the refusal has broken nothing can be kept.

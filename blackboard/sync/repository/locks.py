@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from uuid import UUID
 
-from ...errors import NotFound
+from ...errors import LeaseLost, LockNotAcquired, NotFound, WaitNotAllowed
 from ...ids import as_uuid, new_id
 from ...jsonable import check_text
 from ...models.locks import LockGrant, LockRecord
@@ -65,6 +68,65 @@ class Locks(Repository):
         assert row is not None
         lock = LockRecord.from_row(row)
         return _grant(lock) if lock.request_id == request else None
+
+    def acquire(
+        self, name: str, *, timeout: timedelta | None = timedelta(seconds=30), ttl: timedelta | None = None
+    ) -> LockGrant:
+        """The lock is this agent's, after all who asked before.
+
+        Args:
+            name: 1 to 300 characters, such as ``file:/src/main.py``.
+            timeout: how long to queue; None waits without end.
+            ttl: how long the grant lasts unless renewed; None until released or the lease lapses.
+
+        Raises:
+            LockNotAcquired: the time was up; names the holder. The request has left the queue.
+            WaitNotAllowed: this handle is bound to a caller's connection; use ``try_acquire``.
+            InvalidInput, LeaseLost, NotPermitted, SessionClosed: as ``try_acquire`` does.
+        """
+        request = new_id()
+        ends = None if timeout is None else time.monotonic() + timeout.total_seconds()
+
+        def ask() -> LockGrant | None:
+            # Every ask keeps the place in the queue; one without time left takes it out.
+            left = timedelta(minutes=1) if ends is None else timedelta(seconds=max(0.0, ends - time.monotonic()))
+            return self.try_acquire(name, ttl=ttl, request_id=request, wait=left)
+
+        try:
+            grant = self._until("acquire", ("locks",), ask, timeout)
+        except WaitNotAllowed:
+            raise
+        except BaseException:
+            self.cancel_wait(request)
+            raise
+        if grant is None:
+            holder = (self.get(name)).holder
+            raise LockNotAcquired(
+                f"{holder or 'Somebody'} held the lock {name!r} until the time was up; try again later.",
+                name=name,
+                holder=holder,
+            )
+        return grant
+
+    @contextmanager
+    def hold(
+        self, name: str, *, timeout: timedelta | None = timedelta(seconds=30), ttl: timedelta | None = None
+    ) -> Generator[LockGrant]:
+        """The lock is this agent's inside the block: ``with agent.locks.hold("file:/x") as grant: …``.
+
+        Arguments and errors are those of ``acquire``.
+
+        Raises:
+            LeaseLost: on leaving, the lock had run out before: what it protected may have been touched by others.
+        """
+        grant = self.acquire(name, timeout=timeout, ttl=ttl)
+        try:
+            yield grant
+        except BaseException:
+            with suppress(LeaseLost):
+                self.release(name, grant.token)
+            raise
+        self.release(name, grant.token)
 
     def renew(self, name: str, token: int, *, ttl: timedelta | None = None) -> LockGrant:
         """The grant lasts ``ttl`` from now, or with None until released or the lease lapses.
