@@ -64,7 +64,9 @@ def start_up() -> None:
 
         try:
             report("Blackboard.open(), first time: initdb and migrations", opened(), "ms", "-")
-            report("Blackboard.open(), server running: join", statistics.median(opened() for _ in range(5)), "ms", "< 200")
+            report(
+                "Blackboard.open(), server running: join", statistics.median(opened() for _ in range(5)), "ms", "< 200"
+            )
             EmbeddedServer(data).stop()
             report("Blackboard.open(), data there: start", opened(), "ms", "< 1000")
         finally:

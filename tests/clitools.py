@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 MAIN = next(iter(importlib.metadata.entry_points(group="console_scripts", name="blackboard"))).load()
@@ -73,9 +73,3 @@ class Cli:
             raise result.exception
         assert result.exit_code == code, f"{arguments}: {result.exit_code}\n{result.output}"
         return Done(result.exit_code, result.stdout, result.stderr, result.output)
-
-
-@pytest.fixture
-def cli(database_url: str) -> Cli:
-    """The command line on the test database."""
-    return Cli(database_url)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
-import types
-import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +18,13 @@ import typer
 from typer.testing import CliRunner
 
 from blackboard import errors
-from .clitools import APP, HEAVY, Cli, cli, exits, module  # noqa: F401 - a fixture
 
-TREE: list[tuple[str, ...]] = []
+from .clitools import APP, HEAVY, Cli, exits, module
+
+
+@pytest.fixture(name="cli")
+def _cli(database_url: str) -> Cli:
+    return Cli(database_url)
 
 
 def _walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -69,11 +73,7 @@ def test_every_option_and_argument_is_explained(path: tuple[str, ...]):
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_every_command_is_run_by_a_test(path: tuple[str, ...]):
-    text = "".join(
-        open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8").read()
-        for name in os.listdir(os.path.dirname(__file__))
-        if name.startswith("test_cli")
-    )
+    text = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_cli*.py"))
     words = r'", "'.join(map(re.escape, path))
     assert re.search(rf'\("{words}"', text), f"no test runs cli({', '.join(path)})"
 
@@ -330,11 +330,7 @@ def test_options_have_the_names_of_the_python_parameters():
     ]:
         command = dict(_walk(typer.main.get_command(APP), ()))[path]
         names = {one.name.removesuffix("_") for one in command.params} - adds - own
-        known = set(
-            typing.cast(types.FunctionType, method).__code__.co_varnames[
-                : method.__code__.co_argcount + method.__code__.co_kwonlyargcount
-            ]
-        )
+        known = set(inspect.signature(method).parameters)
         assert names <= known, (path, names - known)
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.name not in adds | {"supports", "result"}:

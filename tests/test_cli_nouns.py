@@ -9,11 +9,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from .clitools import Cli, cli, module  # noqa: F401 - a fixture
+from .clitools import Cli, module
+
+
+@pytest.fixture(name="cli")
+def _cli(database_url: str) -> Cli:
+    return Cli(database_url)
 
 
 @pytest.fixture
-def incident(cli: Cli) -> str:  # noqa: F811
+def incident(cli: Cli) -> str:
     """An open session with two members; its id."""
     found = cli("session", "start", "INC-1234", "--goal", "Why does checkout fail?", "--json").json["id"]
     cli("agent", "join", "ops/a", "--capabilities", "investigate", "--expertise", "deployment=0.9")
@@ -21,11 +26,11 @@ def incident(cli: Cli) -> str:  # noqa: F811
     return found
 
 
-def _report(cli: Cli, content: str, *more: str, agent: str = "ops/a") -> str:  # noqa: F811
+def _report(cli: Cli, content: str, *more: str, agent: str = "ops/a") -> str:
     return cli("finding", "report", content, "--type", "deployment", "--as", agent, "--json", *more).json["id"]
 
 
-def test_sessions(cli: Cli, tmp_path: Path):  # noqa: F811
+def test_sessions(cli: Cli, tmp_path: Path):
     assert cli("session", "list").stderr.startswith("No sessions; start one with `blackboard session start NAME`.")
     file = tmp_path / "context.json"
     file.write_text('{"service": "checkout"}')
@@ -56,7 +61,7 @@ def test_sessions(cli: Cli, tmp_path: Path):  # noqa: F811
     assert cli("session", "pause", "two", "--json", code=1).error["code"] == "session_closed"
 
 
-def test_which_session(cli: Cli):  # noqa: F811
+def test_which_session(cli: Cli):
     error = cli("finding", "list", "--json", code=3).error
     assert error["noun"] == "session"
     assert "blackboard session start" in error["message"]
@@ -72,9 +77,7 @@ def test_which_session(cli: Cli):  # noqa: F811
         assert cli("board", "-s", name, "--json").json["session"]["id"] == two
     assert cli("board", "--json", env={"BLACKBOARD_SESSION": "one"}).json["session"]["id"] == one
     assert cli("board", "--json", "--session", "two", env={"BLACKBOARD_SESSION": "one"}).json["session"]["id"] == two
-    shared = len([True for a, b in zip(one, two, strict=True) if a == b and one[: one.index(a)] == two[: one.index(a)]])
-    assert shared >= 0
-    assert cli("session", "show", one[:6], "--json", code=2).error["matches"]
+    assert cli("session", "show", one[:6], "--json", code=2).error["matches"], "ids of one minute begin alike"
     assert cli("session", "show", "nobody", "--json", code=3).error == {
         "code": "not_found",
         "message": "There is no session 'nobody'; `blackboard session list` shows those there are.",
@@ -85,7 +88,7 @@ def test_which_session(cli: Cli):  # noqa: F811
     assert cli("session", "show", "abcdef", "--json", code=3).error["id"] == "abcdef"
 
 
-def test_agents(cli: Cli, incident: str):  # noqa: F811
+def test_agents(cli: Cli, incident: str):
     listed = cli("agent", "list", "--json").json
     assert [one["id"] for one in listed] == ["ops/a", "ops/b"]
     assert listed[0]["session_id"] == incident
@@ -105,7 +108,7 @@ def test_agents(cli: Cli, incident: str):  # noqa: F811
     assert cli("agent", "join", "ops/z", "--expertise", "much", "--json", code=2).error["field"] == "expertise"
 
 
-def test_findings(cli: Cli, incident: str):  # noqa: F811
+def test_findings(cli: Cli, incident: str):
     reported = cli(
         "finding", "report", "deployment v1.2.3 at 10:15 UTC", "--type", "deployment", "--confidence", "0.9",
         "--evidence", '{"source": "log", "query": "deploy"}', "--evidence", '[{"source": "a"}, {"source": "b"}]',
@@ -170,7 +173,7 @@ def test_a_bad_value_is_named_and_nothing_is_written(
     cli: Cli,
     incident: str,
     arguments: list[str],
-    field: str,  # noqa: F811
+    field: str,
 ):
     error = cli("finding", "report", "x", "--type", "t", "--as", "ops/a", "--json", *arguments, code=2).error
     assert error["field"] == field
@@ -178,25 +181,25 @@ def test_a_bad_value_is_named_and_nothing_is_written(
     assert cli("finding", "list", "--json").json == []
 
 
-def test_a_payload_that_is_too_large(cli: Cli, incident: str):  # noqa: F811
+def test_a_payload_that_is_too_large(cli: Cli, incident: str):
     error = cli("finding", "report", "-", "--type", "t", "--as", "ops/a", "--json", input="x" * 1_500_000, code=2).error
     assert error["code"] == "payload_too_large"
 
 
-def test_only_an_agent_reports(cli: Cli, incident: str):  # noqa: F811
+def test_only_an_agent_reports(cli: Cli, incident: str):
     error = cli("finding", "report", "x", "--type", "t", "--json", code=2).error
     assert error["field"] == "agent_id"
     assert "--as" in error["message"]
 
 
-def test_text_that_steers_terminals_is_shown_and_not_obeyed(cli: Cli, incident: str):  # noqa: F811
+def test_text_that_steers_terminals_is_shown_and_not_obeyed(cli: Cli, incident: str):
     _report(cli, "harmless\x1b[2J\x07 text\u202egnp.exe")
     text = cli("finding", "list").stdout
     assert "harmless\\x1b[2J\\x07 text\\x202egnp.exe" in text
     assert cli("finding", "list", "--json").json[0]["content"] == "harmless\x1b[2J\x07 text\u202egnp.exe"
 
 
-def test_ids_in_part(cli: Cli, incident: str):  # noqa: F811
+def test_ids_in_part(cli: Cli, incident: str):
     head = "0199aaaa-0000-7000-8000-"
     one, two = f"{head}00000000a111", f"{head}00000000b222"
     _report(cli, "one", "--id", one)
@@ -214,7 +217,7 @@ def test_ids_in_part(cli: Cli, incident: str):  # noqa: F811
     assert cli("finding", "show", str(uuid4()), "--json", code=3).error["code"] == "not_found"
 
 
-def test_hypotheses(cli: Cli, incident: str):  # noqa: F811
+def test_hypotheses(cli: Cli, incident: str):
     finding = _report(cli, "error rate spike", "--confidence", "0.8", agent="ops/b")
     other = _report(cli, "memory is flat", "--confidence", "0.8", agent="ops/b")
     pool = cli("hypothesis", "propose", "pool exhaustion", "--confidence", "0.7", "--as", "ops/a", "--json").json
@@ -251,7 +254,7 @@ def test_hypotheses(cli: Cli, incident: str):  # noqa: F811
     )
 
 
-def test_tasks(cli: Cli, incident: str):  # noqa: F811
+def test_tasks(cli: Cli, incident: str):
     first = cli(
         "task", "add", "investigate", "--parameters", '{"target": "checkout"}', "--priority", "8", "--timeout", "5m",
         "--capability", "investigate", "--max-attempts", "2", "--retry-delay", "90s", "--json",
@@ -296,7 +299,7 @@ def test_tasks(cli: Cli, incident: str):  # noqa: F811
     assert cli("task", "add", "t", "--depends-on", str(uuid4()), "--json", code=3).error["code"] == "not_found"
 
 
-async def test_a_failed_task_is_redriven_and_late_results_are_listed(cli: Cli, board, clock, database_url):  # noqa: F811
+async def test_a_failed_task_is_redriven_and_late_results_are_listed(cli: Cli, board, clock, database_url):
     from datetime import timedelta
 
     from blackboard.errors import LeaseLost
@@ -319,7 +322,7 @@ async def test_a_failed_task_is_redriven_and_late_results_are_listed(cli: Cli, b
     await clock.advance(timedelta(0))
 
 
-def test_proposals_and_votes(cli: Cli, incident: str):  # noqa: F811
+def test_proposals_and_votes(cli: Cli, incident: str):
     cli("agent", "join", "ops/c")
     opened = cli(
         "proposal", "open", "Roll back?", "--body", '{"action": "rollback"}', "--rule", "threshold", "--threshold",
@@ -359,7 +362,7 @@ def test_proposals_and_votes(cli: Cli, incident: str):  # noqa: F811
     assert cli("vote", third["id"], "yes", "--as", "ops/c", "--json", code=1).error["code"] == "not_permitted"
 
 
-def test_actions(cli: Cli, incident: str):  # noqa: F811
+def test_actions(cli: Cli, incident: str):
     first = cli(
         "action", "propose", "modify", "checkout", "--parameters", '{"do": "rollback"}', "--as", "ops/a", "--json"
     ).json
@@ -390,13 +393,13 @@ def test_actions(cli: Cli, incident: str):  # noqa: F811
     assert cli("action", "show", str(uuid4()), "--json", code=3).error["noun"] == "action"
 
 
-def test_who_approves_without_a_name(cli: Cli, incident: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_who_approves_without_a_name(cli: Cli, incident: str, monkeypatch: pytest.MonkeyPatch):
     action = cli("action", "propose", "modify", "checkout", "--as", "ops/a", "--json").json
     monkeypatch.setattr(module("desk").getpass, "getuser", lambda: "login")
     assert cli("action", "approve", action["id"], "--json").json["approved_by"] == "login"
 
 
-async def test_locks(cli: Cli, board):  # noqa: F811
+async def test_locks(cli: Cli, board):
     assert cli("session", "start", "s").code == 0
     session = await board.session("s")
     agent = await session.join("ops/a")
@@ -409,7 +412,7 @@ async def test_locks(cli: Cli, board):  # noqa: F811
     assert cli("lock", "show", "nothing", "--json", code=3).error["noun"] == "lock"
 
 
-async def test_speaking_for_an_agent_leaves_its_presence_alone(cli: Cli, board):  # noqa: F811
+async def test_speaking_for_an_agent_leaves_its_presence_alone(cli: Cli, board):
     session = await board.start("s")
     agent = await session.join("ops/a")
     assert agent.record.present
@@ -419,7 +422,7 @@ async def test_speaking_for_an_agent_leaves_its_presence_alone(cli: Cli, board):
     assert record.lease_id == agent.record.lease_id
 
 
-def test_the_board(cli: Cli, incident: str):  # noqa: F811
+def test_the_board(cli: Cli, incident: str):
     finding = _report(cli, "deployment v1.2.3", "--confidence", "0.9")
     cli("hypothesis", "propose", "pool exhaustion", "--as", "ops/a")
     cli("task", "add", "investigate")
@@ -442,7 +445,7 @@ def test_the_board(cli: Cli, incident: str):  # noqa: F811
     assert json.loads(cli("board", "--limit", "1", "--json").stdout)["counts"]["findings"] == 2
 
 
-def test_history(cli: Cli, incident: str):  # noqa: F811
+def test_history(cli: Cli, incident: str):
     task = cli("task", "add", "investigate", "--json").json["id"]
     cli("task", "cancel", task, "--as", "maria")
     changes = cli("history", task[-8:], "--json").json
