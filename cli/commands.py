@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
@@ -68,16 +68,28 @@ class LazyGroup(BoardGroup):
         name, found, rest = super().resolve_command(ctx, args)
         return name, found.load() if isinstance(found, LazyCommand) else found, rest
 
-    def main(self, *args: Any, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
         """Runs a command line and raises ``SystemExit`` with one of the codes of ``exits``."""
-        given = list(extra.get("args") or (args[0] if args else None) or sys.argv[1:])
-        extra["standalone_mode"] = False
+        del standalone_mode, windows_expand_args
+        given = list(sys.argv[1:] if args is None else args)
+        prog_name = prog_name or "blackboard"
+        self._main_shell_completion(extra, prog_name, complete_var)
         try:
-            result = super().main(*args, **extra)
+            try:
+                with self.make_context(prog_name, given.copy(), **extra) as ctx:
+                    result = self.invoke(ctx)
+            except typer.Exit as end:
+                result = end.exit_code
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            sys.exit(exits.INTERRUPTED)
-        except typer.Abort:
+        except (KeyboardInterrupt, typer.Abort):
             sys.exit(exits.INTERRUPTED)
         except BrokenPipeError:
             _end_of_pipe()

@@ -20,16 +20,24 @@ __all__ = ["app", "summary"]
 app = single()
 
 
+_WORDS = ("title", "statement", "name", "content", "choice", "reason", "error")
+# What the type, the actor or another column of the line says already, or what only programs need.
+_SILENT = {
+    "agent_id", "attempt", "ballots", "body", "claim_id", "created_by", "decided_at", "electors", "initiator", "lease_id",
+    "min_turnout", "request_id", "revision", "role", "rule", "session_id", "status", "threshold", "token",
+    "vote_weight", "weighted",
+}  # fmt: skip
+
+
 def summary(event: Any) -> str:
-    """What an event's data says, in one line; words first, then what they are about."""
+    """What an event's data says, in one line; words first."""
     data: dict[str, Any] = event.data
-    shown = [
-        str(data[name]) for name in ("title", "statement", "name", "content", "reason", "choice") if data.get(name)
-    ]
-    if "confidence" in data and data["confidence"] is not None:
-        shown.append(f"confidence {data['confidence']:g}")
-    if not shown:
-        shown = [f"{name}={plain(value)}" for name, value in data.items() if value not in (None, "", {}, [])]
+    shown = [plain(data[name]) for name in _WORDS if data.get(name)]
+    if not shown or event.type.endswith((".created", ".proposed")):
+        rest = {name: value for name, value in data.items() if name not in _SILENT and name not in _WORDS}
+        shown += [f"{name}={plain(value)}" for name, value in rest.items() if value not in (None, "", {}, [], False, 0)]
+    if data.get("confidence") is not None and not any(one.startswith("confidence=") for one in shown):
+        shown.append(f"confidence={data['confidence']:g}")
     return ", ".join(shown)
 
 
@@ -78,7 +86,8 @@ def events(
         if follow:
             if cursor is None:
                 cursor = source.now()
-            desk.out.note("Following; Ctrl-C ends it.")
+            # Said once the cursor is taken: what happens from now on is told.
+            print(json.dumps({"following": True}) if desk.out.json else "Following; Ctrl-C ends it.", file=sys.stderr)
         found: list[Event] = []
         while left is None or left > 0:
             size = 1000 if left is None else min(left, 1000)

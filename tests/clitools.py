@@ -63,11 +63,11 @@ class Cli:
         self.env: dict[str, str | None] = {"BLACKBOARD_URL": url, "COLUMNS": "100"}
 
     def __call__(
-        self, *arguments: str, code: int = 0, input: str | None = None, env: dict[str, str] | None = None
+        self, *arguments: str, code: int = 0, stdin: str | None = None, env: dict[str, str] | None = None
     ) -> Done:
         """Runs one command; fails unless it ends with ``code``."""
         result = CliRunner().invoke(
-            APP, arguments, input=input, env={**self.env, **(env or {})}, prog_name="blackboard"
+            APP, arguments, input=stdin, env={**self.env, **(env or {})}, prog_name="blackboard"
         )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

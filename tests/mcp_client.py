@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -85,6 +86,20 @@ async def speaking(
     """A server in this process."""
     told = Environment(agent_id=agent_id, session=session, dotted=dotted)
     server = make_server(Connection(board, told), Names(dotted=dotted))
-    async with Client(server) as client:
-        await client.list_tools()
-        yield Speaker(client, dotted=dotted)
+    ready: asyncio.Future[Speaker] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
+
+    async def live() -> None:
+        # A client must be left by the task that entered it, and fixtures are torn down by another one.
+        async with Client(server) as client:
+            await client.list_tools()
+            ready.set_result(Speaker(client, dotted=dotted))
+            await done.wait()
+
+    living = asyncio.create_task(live())
+    await asyncio.wait({living, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if living.done():
+        await living
+    yield await ready
+    done.set()
+    await living

@@ -44,8 +44,10 @@ def test_entry_point_and_module_are_the_same_command():
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="blackboard")
     assert entry.value == "blackboard_cli.main:main"
     for command in ([sys.executable, "-m", "blackboard_cli"], ["blackboard"]):
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, env={**os.environ, "PATH": path})
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = subprocess.run(
+            [*command, "--version"], check=False, capture_output=True, text=True, env={**os.environ, "PATH": path}
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"blackboard {importlib.metadata.version('agent-blackboard')}\n"
 
@@ -104,7 +106,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "print('\\n' + ' '.join(sorted(sys.modules)), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.splitlines()[-1].split())
     heavy = set(HEAVY) if arguments[0].startswith("--") else set(HEAVY) - {"pydantic", "pydantic_core"}
@@ -123,6 +125,7 @@ def test_completion_scripts(shell: str, sign: str):
     done = subprocess.run(
         [sys.executable, "-c", "from blackboard_cli.main import main; main()"],
         env={**os.environ, "_BLACKBOARD_COMPLETE": f"source_{shell}"},
+        check=False,
         capture_output=True,
         text=True,
     )
@@ -153,6 +156,7 @@ def test_completion_of_nouns_verbs_options_and_choices(typed: str, wanted: set[s
             "COMP_WORDS": typed,
             "COMP_CWORD": str(len(words) - 1),
         },
+        check=False,
         capture_output=True,
         text=True,
     )

@@ -42,8 +42,8 @@ def test_sessions(cli: Cli, tmp_path: Path):
     assert UUID(started["id"])
     again = cli("session", "start", "one", "--id", started["id"], code=1).stderr
     assert "id" in again
-    assert cli("session", "start", "one", code=1).stderr.count("one") >= 1
-    piped = cli("session", "start", "two", "--context", "-", "--json", input='{"a": [1, 2]}').json
+    assert "name" in cli("session", "start", "one", code=1).stderr
+    piped = cli("session", "start", "two", "--context", "-", "--json", stdin='{"a": [1, 2]}').json
     assert piped["context"] == {"a": [1, 2]}
     assert [one["name"] for one in cli("session", "list", "--json").json] == ["two", "one"]
     lines = cli("session", "list").stdout.splitlines()
@@ -182,7 +182,7 @@ def test_a_bad_value_is_named_and_nothing_is_written(
 
 
 def test_a_payload_that_is_too_large(cli: Cli, incident: str):
-    error = cli("finding", "report", "-", "--type", "t", "--as", "ops/a", "--json", input="x" * 1_500_000, code=2).error
+    error = cli("finding", "report", "-", "--type", "t", "--as", "ops/a", "--json", stdin="x" * 1_500_000, code=2).error
     assert error["code"] == "payload_too_large"
 
 
@@ -283,7 +283,7 @@ def test_tasks(cli: Cli, incident: str):
     rejected = cli("task", "reject", fourth["id"], "--by", "maria", "--reason", "too risky", "--json").json
     assert rejected["status"] == "cancelled"
     assert cli("task", "cancel", first["id"], "--reason", "enough", "--json").json["status"] == "cancelled"
-    assert cli("task", "cancel", first["id"], "--json", code=1).error["code"] == "invalid_transition"
+    assert cli("task", "approve", first["id"], "--json", code=1).error["code"] == "invalid_transition"
     assert cli("task", "redrive", third["id"], "--json", code=1).error["code"] == "invalid_transition"
     assert cli("task", "late", third["id"], "--json").json == []
     for arguments, field in [
@@ -333,18 +333,17 @@ def test_proposals_and_votes(cli: Cli, incident: str):
     vote = cli("vote", part, "yes", "--confidence", "0.9", "--reason", "5x baseline", "--as", "ops/a")
     assert re.search(r"^tally +1 yes, 0 no, 0 abstained, 2 to come$", vote.stdout, re.MULTILINE)
     assert "5x baseline" in vote.stdout
-    changed = cli("vote", part, "no", "--as", "ops/a", "--json").json
-    assert changed["tally"]["votes_against"] == 1
+    changed = cli("vote", part, "abstain", "--as", "ops/a", "--json").json
+    assert (changed["tally"]["votes_for"], changed["tally"]["abstentions"]) == (0, 1)
     cli("vote", part, "yes", "--as", "ops/a", "--key", "k1")
-    cli("vote", part, "yes", "--as", "ops/b")
+    assert cli("vote", part, "yes", "--as", "ops/b", "--json").json["status"] == "accepted", "one no changes nothing"
     shown = cli("proposal", "show", part, "--json").json
     assert [(one["agent_id"], one["choice"]) for one in shown["ballots"]] == [("ops/a", "yes"), ("ops/b", "yes")]
     assert set(shown["electors"]) == {"ops/a", "ops/b", "ops/c"}
-    assert cli("vote", part, "abstain", "--as", "ops/c", "--json").json["status"] == "accepted"
     text = cli("proposal", "show", part).stdout
     assert re.search(r"^decision +rollback$", text, re.MULTILINE)
     assert [one["id"] for one in cli("proposal", "list", "--status", "accepted", "--json").json] == [opened["id"]]
-    assert "2 yes, 0 no, 1 abstained" in cli("proposal", "list", "--limit", "3").stdout
+    assert "2 yes, 0 no, 0 abstained" in cli("proposal", "list", "--limit", "3").stdout
     assert cli("vote", part, "no", "--as", "ops/b", "--json", code=1).error["code"] == "invalid_transition"
     other = cli(
         "proposal", "open", "Weighted?", "--weighted", "--electorate", "ops/a", "--deadline", "none", "--as", "ops/a",

@@ -393,3 +393,4 @@ async def test_too_large_unknown_closed_and_nobody(session: Any, pair: Any) -> N
     ):
         with pytest.raises(SessionClosed):
             await call
+    assert await a.findings.report("x", type="t", id=finding.id) == finding

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +20,8 @@ import asyncpg
 import pytest
 from mcp import MCPError
 
-from blackboard import Blackboard, Session
+from blackboard import Session
+from blackboard.store.embedded import EmbeddedServer
 
 from .conftest import eventually
 from .mcp_client import COMMAND, Speaker, environment, spawned
@@ -227,9 +232,19 @@ async def test_dotted_names_are_listed_on_request_and_both_always_work(session: 
         assert not (await agent.client.call_tool("swarm_view", {})).is_error
 
 
-async def test_the_embedded_server_is_the_default(tmp_path: Path) -> None:
-    data = tmp_path / "board"
-    settings = {"BLACKBOARD_DATA_DIR": str(data), "BLACKBOARD_IDLE_TIMEOUT": "5"}
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Where an embedded server may put its data, also as root; it is stopped in the end."""
+    made = Path(tempfile.mkdtemp(prefix="bbmcp-"))
+    made.chmod(0o711)
+    yield made / "data"
+    EmbeddedServer(made / "data").stop()
+    shutil.rmtree(made)
+
+
+@pytest.mark.lifecycle
+async def test_the_embedded_server_is_the_default(data_dir: Path, tmp_path: Path) -> None:
+    settings = {"BLACKBOARD_DATA_DIR": str(data_dir), "BLACKBOARD_IDLE_TIMEOUT": "60"}
     log = tmp_path / "errors"
     async with spawned("ops/a", None, errors=log, **settings) as agent:
         assert (await agent("join_session", session="INC-1", create_if_missing=True))["session_started"]
@@ -238,13 +253,6 @@ async def test_the_embedded_server_is_the_default(tmp_path: Path) -> None:
     async with spawned("ops/b", None, **settings) as agent:
         found = await agent("join_session", session="INC-1")
         assert [finding["summary"] for finding in found["findings"]] == ["it works"]
-    async with Blackboard.open(data_dir=data) as board:
-        assert [one.name for one in await board.sessions.list()] == ["INC-1"]
-    stopped = subprocess.run(
-        [str(Path(COMMAND).with_name("blackboard")), "server", "stop"],
-        env={**os.environ, "BLACKBOARD_DATA_DIR": str(data)}, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert stopped.returncode == 0, stopped.stderr
 
 
 @pytest.mark.parametrize(
@@ -326,3 +334,24 @@ async def test_a_timed_out_claim_is_honest(session: Session, database_url: str) 
         nothing = await agent("claim_task", wait_seconds=0.2)
         assert nothing["claimed"] is False
         assert timedelta(seconds=0.2) <= timedelta(seconds=time.monotonic() - began)
+
+
+def test_nothing_but_the_protocol_reaches_standard_output(database_url: str) -> None:
+    program = (
+        "import os\n"
+        "from blackboard.mcp import serving\n"
+        "make = serving.make_server\n"
+        "def noisy(*arguments):\n"
+        "    print('noise of ours', flush=True)\n"
+        "    os.system('echo noise of a child')\n"
+        "    return make(*arguments)\n"
+        "serving.make_server = noisy\n"
+        "from blackboard.mcp.server import main\n"
+        "main([])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        timeout=60, env={"PATH": os.environ["PATH"], **environment("a", database_url)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.split("\n") == ["noise of ours", "noise of a child", ""]

@@ -92,7 +92,6 @@ async def board_answer(
             fence.around("board", lines),
             *([f"Left out: {_listed(omitted)}. {_more(call)}"] if omitted else []),
             f"cursor: {picture.cursor}",
-            f"What to do: {_advice(call, record.status.value, held_taken, proposals, mine)}",
         ]
     )
     return Answer(
@@ -119,6 +118,7 @@ async def board_answer(
             omitted=omitted,
             cursor=picture.cursor,
         ),
+        _advice(call, record.status.value, held_taken, proposals, mine),
     )
 
 

@@ -12,7 +12,7 @@ from ..models.proposals import ProposalDetails, ProposalRecord, Tally
 from ..models.tasks import TaskRecord
 from .fence import NOTICE, quoted
 from .task_shapes import moment, token_of
-from .tool import Result
+from .tool import Item, Result
 
 __all__ = [
     "ActionItem",
@@ -45,7 +45,7 @@ __all__ = [
 _SHORT = 240
 
 
-class AgentItem(Result):
+class AgentItem(Item):
     """A member of the session."""
 
     id: str
@@ -54,7 +54,7 @@ class AgentItem(Result):
     capabilities: tuple[str, ...]
 
 
-class FindingItem(Result):
+class FindingItem(Item):
     """A finding at a glance."""
 
     id: str
@@ -67,7 +67,7 @@ class FindingItem(Result):
     corroborations: int
 
 
-class HypothesisItem(Result):
+class HypothesisItem(Item):
     """A hypothesis at a glance."""
 
     id: str
@@ -77,7 +77,7 @@ class HypothesisItem(Result):
     confidence: float
 
 
-class TaskItem(Result):
+class TaskItem(Item):
     """A task at a glance."""
 
     id: str
@@ -89,7 +89,7 @@ class TaskItem(Result):
     progress: str | None
 
 
-class HeldItem(Result):
+class HeldItem(Item):
     """A task that the reader holds, with the token that ends it."""
 
     id: str
@@ -102,7 +102,7 @@ class HeldItem(Result):
     cancel_requested: bool
 
 
-class TallyItem(Result):
+class TallyItem(Item):
     """How the ballots stand."""
 
     votes_for: int
@@ -114,7 +114,7 @@ class TallyItem(Result):
     certain: bool
 
 
-class ProposalItem(Result):
+class ProposalItem(Item):
     """A proposal at a glance; ``your_vote`` is null where you have not voted."""
 
     id: str
@@ -131,7 +131,7 @@ class ProposalItem(Result):
     waiting_for: tuple[str, ...]
 
 
-class ActionItem(Result):
+class ActionItem(Item):
     """An action at a glance."""
 
     id: str

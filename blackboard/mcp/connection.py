@@ -54,6 +54,11 @@ class Connection:
         assert self._agent is not None
         return self._agent
 
+    @property
+    def joined(self) -> Agent | None:
+        """This agent in the session that it joined last, if any."""
+        return self._agent
+
     async def _join_default(self) -> None:
         name = self._environment.session
         if name is None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..models.findings import Evidence, Finding, FindingCategory
 from .fence import NOTICE, Fence, quoted, shown
-from .tool import Arguments, IdempotencyKey, JsonArray, MaxTokens, Result
+from .tool import Arguments, IdempotencyKey, Item, JsonArray, MaxTokens, Result
 
 __all__ = [
     "FindingChange",
@@ -80,7 +80,7 @@ class PostArguments(Arguments):
     idempotency_key: IdempotencyKey = None
 
 
-class SimilarItem(Result):
+class SimilarItem(Item):
     """A finding that says something like it; similarity from 0 to 1 by common words."""
 
     id: str
@@ -138,7 +138,7 @@ class GetArguments(Arguments):
     max_tokens: MaxTokens = 4000
 
 
-class FindingView(Result):
+class FindingView(Item):
     """A finding in full. ``cut`` says that content and evidence were shortened to fit."""
 
     id: str
@@ -160,7 +160,7 @@ class FindingView(Result):
     cut: bool = False
 
 
-class FindingChange(Result):
+class FindingChange(Item):
     """What became of a finding since the cursor."""
 
     id: str

@@ -100,9 +100,10 @@ async def _called(call: Call, name: str, given: dict[str, Any]) -> CallToolResul
     except Exception as error:
         _log.exception("%s failed", tool.verb)
         raise from_fault(call.names[tool.verb]) from error
+    text = f"{answer.text}\nWhat to do: {answer.advice}" if answer.advice else answer.text
     return CallToolResult(
-        content=[TextContent(type="text", text=answer.text)],
-        structured_content=answer.data.model_dump(mode="json"),
+        content=[TextContent(type="text", text=text)],
+        structured_content=answer.data.model_dump(mode="json") | {"next": answer.advice},
     )
 
 

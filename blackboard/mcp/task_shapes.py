@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..models.tasks import TaskRecord
 from .fence import NOTICE
-from .tool import Arguments, IdempotencyKey, JsonArray, JsonObject, Result
+from .tool import Arguments, IdempotencyKey, Item, JsonArray, JsonObject, Result
 
 __all__ = [
     "AddArguments",
@@ -39,7 +39,7 @@ Token = Annotated[
 ]
 
 
-class TaskView(Result):
+class TaskView(Item):
     """A task as it is shown."""
 
     id: str
@@ -77,7 +77,7 @@ class ClaimArguments(Arguments):
     idempotency_key: IdempotencyKey = None
 
 
-class TaskInput(Result):
+class TaskInput(Item):
     """What a task that this one depended on has produced."""
 
     task_id: str

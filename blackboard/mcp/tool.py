@@ -15,7 +15,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from .connection import Connection
 from .names import Names
 
-__all__ = ["Answer", "Arguments", "Call", "IdempotencyKey", "JsonArray", "JsonObject", "MaxTokens", "Result", "Tool"]
+__all__ = [
+    "Answer",
+    "Arguments",
+    "Call",
+    "IdempotencyKey",
+    "Item",
+    "JsonArray",
+    "JsonObject",
+    "MaxTokens",
+    "Result",
+    "Tool",
+]
 
 _PROGRESS_SECONDS = 5.0
 
@@ -28,10 +39,20 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Result(BaseModel):
-    """What a tool answers as structured content; the fields of one tool are always the same."""
+class Item(BaseModel):
+    """A part of what a tool answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Result(Item):
+    """What a tool answers as structured content; the fields of one tool are always the same.
+
+    Attributes:
+        next: what to do now; the last line of the text says the same.
+    """
+
+    next: str = ""
 
 
 A = TypeVar("A", bound=Arguments)
@@ -39,10 +60,11 @@ A = TypeVar("A", bound=Arguments)
 
 @dataclass(frozen=True)
 class Answer:
-    """Text for the model, and the same as values."""
+    """Text for the model, the same as values, and what to do now, which is added to both."""
 
     text: str
     data: Result
+    advice: str = ""
 
 
 @dataclass(frozen=True)

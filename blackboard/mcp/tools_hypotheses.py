@@ -132,8 +132,6 @@ def _answer(call: Call, head: str, hypothesis: Hypothesis, advice: str) -> Answe
         fence.explanation(),
         fence.around("hypothesis", [quoted(hypothesis.statement)]),
     ]
-    if advice:
-        lines.append(f"What to do: {call.names.fill(advice)}")
     return Answer(
         "\n".join(lines),
         HypothesisResult(
@@ -143,6 +141,7 @@ def _answer(call: Call, head: str, hypothesis: Hypothesis, advice: str) -> Answe
             confidence=hypothesis.confidence,
             revision=hypothesis.revision,
         ),
+        call.names.fill(advice),
     )
 
 

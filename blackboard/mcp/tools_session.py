@@ -10,6 +10,7 @@ from .board_answer import board_answer
 from .board_shapes import BoardResult
 from .fence import quoted
 from .tool import Answer, Arguments, Call, IdempotencyKey, JsonArray, JsonObject, MaxTokens, Tool
+from .tools_tasks import held_tasks
 
 __all__ = ["SESSION_TOOLS"]
 
@@ -70,6 +71,7 @@ class ViewArguments(Arguments):
 
 async def join(call: Call, arguments: JoinArguments) -> Answer:
     """This agent is a member, and knows what there is."""
+    before = call.connection.joined
     agent, started = await call.connection.join(
         arguments.session,
         capabilities=arguments.capabilities,
@@ -82,6 +84,11 @@ async def join(call: Call, arguments: JoinArguments) -> Answer:
     )
     how = "You started and joined" if started else "You are in"
     head = f"{how} session {quoted(agent.session.name, 200)} as {quoted(agent.id, 100)}."
+    if before is not None and before.session.id != agent.session.id and await held_tasks(before):
+        head += (
+            f" You still hold tasks in {quoted(before.session.name, 200)}: join that one again to complete them, or "
+            "they stay yours while this server runs."
+        )
     return await board_answer(
         call, agent, head, limit=15, max_tokens=arguments.max_tokens, best_findings=True, started=started
     )

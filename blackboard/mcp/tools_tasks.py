@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import anyio
+
 from ..board import Agent
+from ..errors import BlackboardError
 from ..ids import new_id
 from ..models.tasks import TaskRecord, TaskStatus
 from .fence import Fence, quoted, shown
@@ -31,7 +35,10 @@ from .tool import Answer, Call, Tool
 
 __all__ = ["TASK_TOOLS", "held_tasks"]
 
+_log = logging.getLogger(__name__)
+
 _INPUT_LIMIT = 4000
+_GIVE_BACK_SECONDS = 5.0
 
 
 async def held_tasks(agent: Agent, limit: int = 20) -> list[TaskRecord]:
@@ -67,16 +74,19 @@ async def _claimed(call: Call, agent: Agent, arguments: ClaimArguments, claim_id
             tasks = await agent.tasks.claim(1, capabilities=arguments.capabilities, wait=wait, claim_id=claim_id)
         return tasks[0] if tasks else None
     except asyncio.CancelledError:
-        # The client gave up, and nobody will ever hear of a task that was granted meanwhile: hand it back.
-        giving_back = asyncio.ensure_future(_give_back(agent, claim_id))
-        await asyncio.shield(giving_back)
+        # The client gave up, and nobody will ever hear of a task that was granted meanwhile.
+        with anyio.move_on_after(_GIVE_BACK_SECONDS, shield=True):
+            await _give_back(agent, claim_id)
         raise
 
 
 async def _give_back(agent: Agent, claim_id: UUID) -> None:
-    for task in await held_tasks(agent, 1000):
-        if task.claim_id == claim_id:
-            await agent.tasks.release(task)
+    try:
+        for task in await held_tasks(agent, 1000):
+            if task.claim_id == claim_id:
+                await agent.tasks.release(task)
+    except BlackboardError as error:  # it is shown by view as held
+        _log.warning("a task claimed for a call that was given up was not handed back: %s", error)
 
 
 async def _nothing(call: Call, agent: Agent, arguments: ClaimArguments) -> Answer:

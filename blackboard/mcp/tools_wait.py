@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from ..models.events import Event
 from .budget import Budget
 from .fence import NOTICE, Fence, quoted
-from .tool import Answer, Arguments, Call, JsonArray, MaxTokens, Result, Tool
+from .tool import Answer, Arguments, Call, Item, JsonArray, MaxTokens, Result, Tool
 
 __all__ = ["WAIT_TOOLS"]
 
@@ -54,7 +54,7 @@ class WaitArguments(Arguments):
         return topics
 
 
-class EventItem(Result):
+class EventItem(Item):
     """Something that happened."""
 
     seq: int
@@ -97,25 +97,24 @@ async def wait(call: Call, arguments: WaitArguments) -> Answer:
     omitted = budget.omitted["events"]
     result = WaitResult(happened=bool(events), events=tuple(items), omitted=omitted, more=page.more, cursor=cursor)
     if not events:
-        text = (
-            f"Nothing happened within {arguments.timeout_seconds:g} seconds.\ncursor: {cursor}\n"
-            f"What to do: {call.names['wait']} again with this cursor, or {call.names['view']} for the whole board."
+        return Answer(
+            f"Nothing happened within {arguments.timeout_seconds:g} seconds.\ncursor: {cursor}",
+            result,
+            f"{call.names['wait']} again with this cursor, or {call.names['view']} for the whole board.",
         )
-        return Answer(text, result)
     fence = Fence()
     parts = [f"{len(events)} events.", fence.explanation(), fence.around("events", lines)]
     if omitted:
         parts.append(f"Left out: {omitted} events did not fit; {call.names['view']} shows what became of them.")
     if page.more:
         parts.append(f"There is more: {call.names['wait']} with this cursor returns at once.")
-    parts += [
-        f"cursor: {cursor}",
-        (
-            f"What to do: {call.names['get_findings']}, {call.names['view']} or {call.names['claim_task']} for what "
-            f"concerns you, then {call.names['wait']} with this cursor."
-        ),
-    ]
-    return Answer("\n".join(parts), result)
+    parts.append(f"cursor: {cursor}")
+    return Answer(
+        "\n".join(parts),
+        result,
+        f"{call.names['get_findings']}, {call.names['view']} or {call.names['claim_task']} for what concerns you, then "
+        f"{call.names['wait']} with this cursor.",
+    )
 
 
 def _event_item(event: Event) -> EventItem:

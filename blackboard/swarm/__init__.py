@@ -11,7 +11,8 @@ from .assignment import Assignment
 from .loader import load_swarm
 from .outcome import AgentOutcome, SwarmOutcome, SwarmStatus, TaskOutcome, Update, UpdateKind
 from .queries import BlockingQueries, Queries
-from .runner import OnUpdate, run_swarm, run_swarm_sync
+from .reporter import OnUpdate
+from .runner import run_swarm, run_swarm_sync
 from .spec import SwarmSpec, SwarmType
 
 __all__ = [

@@ -10,11 +10,10 @@ from datetime import timedelta
 from time import monotonic
 from uuid import UUID
 
-from ..board import Session
 from ..errors import BlackboardError, WaitTimeout
 from ..models.tasks import TaskRecord, TaskStatus
 from .outcome import Update, UpdateKind
-from .plan import Plan
+from .prepare import Prepared
 from .processes import AgentProcess
 from .spec import SwarmSpec
 
@@ -36,8 +35,7 @@ class Conductor:
     def __init__(
         self,
         spec: SwarmSpec,
-        session: Session,
-        plan: Plan,
+        prepared: Prepared,
         processes: Sequence[AgentProcess],
         grace: float,
         report: Callable[[Update], None],
@@ -46,8 +44,9 @@ class Conductor:
         self.changed = asyncio.Event()
         self.timed_out = False
         self.problems: list[str] = []
-        self._session = session
-        self._plan = plan
+        self._session = prepared.session
+        self._tasks = prepared.runner.tasks
+        self._plan = prepared.plan
         self._processes = processes
         self._grace = grace
         self._report = report
@@ -78,7 +77,7 @@ class Conductor:
         last = self._plan.tasks[-1].id
         while True:
             with contextlib.suppress(WaitTimeout, BlackboardError):
-                await self._session.tasks.wait(last, timedelta(seconds=60))
+                await self._tasks.wait(last, timedelta(seconds=60))
                 self.changed.set()
                 return
             await asyncio.sleep(_LOOK_SECONDS)
@@ -88,7 +87,7 @@ class Conductor:
         return max(0.0, min([_LOOK_SECONDS, *(at - monotonic() for at in ends)]))
 
     async def _look(self) -> bool:
-        records = await self._session.tasks.get_many([task.id for task in self._plan.tasks])
+        records = await self._tasks.get_many([task.id for task in self._plan.tasks])
         if all(record.finished for record in records.values()):
             self._note_failures(records)
             return True
@@ -107,7 +106,7 @@ class Conductor:
         count = 0
         for task in tasks:
             try:
-                now = await self._session.tasks.cancel(task.id, reason)
+                now = await self._tasks.cancel(task.id, reason)
             except BlackboardError as error:
                 if error.retryable:
                     raise

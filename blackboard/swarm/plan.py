@@ -66,9 +66,11 @@ class Earlier:
         round: the newest round in the session, -1 when there was none.
         open: swarm tasks that have not finished.
         outputs: where the result of each named output is: session and task.
+        from_stage: the stage with which the newest round began, where that is not the first.
     """
 
     round: int = -1
+    from_stage: str | None = None
     open: list[TaskRecord] = field(default_factory=list[TaskRecord])
     outputs: dict[str, tuple[UUID, UUID]] = field(default_factory=dict[str, tuple[UUID, UUID]])
 
@@ -81,7 +83,8 @@ async def earlier_tasks(session: Session) -> Earlier:
             if not isinstance(task.parameters, dict) or not isinstance(task.parameters.get("round"), int):
                 continue  # added by an agent, not by us
             parameters: dict[str, Any] = task.parameters
-            earlier.round = max(earlier.round, parameters["round"])
+            if parameters["round"] > earlier.round:
+                earlier.round, earlier.from_stage = parameters["round"], parameters.get("from_stage")
             if not task.finished:
                 earlier.open.append(task)
             for name, source in parameters.get("inputs", {}).items():
@@ -111,7 +114,7 @@ def make_plan(
             raise ConfigurationError("A parallel investigation has no stages to start from; leave from_stage out.")
         work = [planner.investigation(agent.id) for agent in spec.agents if agent.focus]
     else:
-        work = planner.stages(_stages_from(spec, from_stage), outputs or {})
+        work = planner.stages(_stages_from(spec, from_stage), outputs or {}, from_stage)
     return Plan(tuple(work), planner.synthesis(work) if spec.synthesis is not None else None)
 
 
@@ -137,7 +140,10 @@ class _Planner:
         )
 
     def stages(
-        self, stages: tuple[StageSpec, ...], outputs: Mapping[str, tuple[UUID, UUID]]
+        self,
+        stages: tuple[StageSpec, ...],
+        outputs: Mapping[str, tuple[UUID, UUID]],
+        from_stage: str | None,
     ) -> list[PlannedTask]:
         planned: list[PlannedTask] = []
         produced: dict[str, UUID] = {}
@@ -166,7 +172,7 @@ class _Planner:
                 focus=stage.task,
                 timeout=stage.timeout or self._spec.agent(stage.agent).timeout,
                 depends_on=tuple(sorted(before)),
-                extra={"stage": stage.name, "inputs": inputs, "output": stage.output},
+                extra={"stage": stage.name, "inputs": inputs, "output": stage.output, "from_stage": from_stage},
             )
             planned.append(task)
             if stage.output is not None:

@@ -79,8 +79,11 @@ class Case:
         self.agent = agent
         self.session = agent.session
         self.task = task
+        self.context: dict[str, Any] = dict(context) if isinstance(context, Mapping) else {}
         self.files = CaseFiles.from_context(context)
         self._queries = queries
+        # So that a person who watches can follow: no agent needs it, and none waits for it.
+        self._pace = min(2.0, max(0.0, float(self.context.get("pace_seconds") or 0.0)))
         self._asked: list[dict[str, Any]] = []
         self._reported: list[UUID] = []
 
@@ -229,6 +232,8 @@ class Case:
             provenance={"task": str(self.task.id), "bears_on": dict(claim.bears_on), "data": dict(claim.data)},
         )
         self._reported.append(finding.id)
+        if self._pace:
+            await asyncio.sleep(self._pace)
         for kind, log_odds in claim.bears_on.items():
             await self._link(kind, finding.id, finding.confidence, log_odds)
         return finding.id

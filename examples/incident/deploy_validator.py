@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from blackboard import Agent
@@ -143,6 +144,13 @@ def packed(series: Series | None) -> dict[str, Any] | None:
     }
 
 
+def _readable(name: str, statement: str) -> str:
+    """The statement with the gauge's name in it, and large numbers of bytes as MB."""
+    if "bytes" in name:
+        statement = re.sub(r"\d(?:\.\d+)?e\+\d+", lambda found: f"{float(found[0]) / 1e6:.1f} MB", statement)
+    return statement if name in statement.split("(")[0] else f"{name}: {statement}"
+
+
 def gauge_claims(case: Case, exam: Examination, gauge: GaugeCase, onset: Onset, *, limits: bool = False) -> list[Claim]:
     """What was measured on a gauge, a claim each; what is about its limit goes to whom asks for ``limits``."""
     name = gauge.judged.subject
@@ -152,11 +160,12 @@ def gauge_claims(case: Case, exam: Examination, gauge: GaugeCase, onset: Onset, 
     for item in gauge.judged.evidence:
         if ("limit" in item.statement) is not limits or not item.weight:
             continue
+        text = _readable(name, item.statement)
         claims.append(
             Claim(
                 "gauge_limit" if limits else "gauge",
-                item.statement,
-                ((source, f"judge_resource: {name} before and since {clock(onset.at)} UTC", item.statement),),
+                text,
+                ((source, f"judge_resource: {name} before and since {clock(onset.at)} UTC", text),),
                 bears_on={gauge.suspect.kind: item.weight},
                 data=data if not claims else {},
             )

@@ -137,7 +137,7 @@ def time_plot(
             f'<line class="{kind}" x1="{x(mark.at):.1f}" x2="{x(mark.at):.1f}" y1="{label_y - 8}" y2="{bottom}"/>'
         )
         parts.append(
-            f'<text class="{kind}-text" x="{x(mark.at) + dx:.1f}" y="{label_y}" text-anchor="{anchor}">'
+            f'<text class="{"strong-text" if mark.strong else "mark-text"}" x="{x(mark.at) + dx:.1f}" y="{label_y}" text-anchor="{anchor}">'
             f"{escape(mark.label)}</text>"
         )
     for line in lines:

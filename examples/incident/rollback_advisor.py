@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -122,7 +123,7 @@ async def investigate(agent: Agent, focus: str, *, task: TaskRecord, queries: An
     action = await _propose(case, exam, advice)
     await _collect_ballots(case, action)
     await case.progress("waiting for the approval")
-    action = await _approved(case, action, _patience(context)) or await agent.actions.get(action.id)
+    action = await _approved(case, action, _patience(case.context)) or await agent.actions.get(action.id)
     if action.status is ActionStatus.APPROVED:
         action = await _carry_out(case, action)
     name = action.parameters.get("action", action.type) if isinstance(action.parameters, dict) else action.type
@@ -272,10 +273,10 @@ async def _collect_ballots(case: Case, action: ActionRecord) -> None:
         if elector != agent.id:
             await agent.tasks.add(
                 VOTE,
-                {"focus": f"Vote: {proposal.title}", "proposal_id": str(proposal_id)},
+                {"focus": f"Vote: {proposal.title}", "proposal_id": str(proposal_id), "context": case.context},
                 assigned_to=elector,
                 priority=8,
-                max_attempts=2,
+                max_attempts=1,
             )
 
     async def others_voted() -> bool | None:
@@ -299,8 +300,8 @@ async def _approved(case: Case, action: ActionRecord, patience: timedelta) -> Ac
     return await case.until(check, "action.*", "proposal.*", timeout=patience)
 
 
-def _patience(context: Any) -> timedelta:
-    seconds = context.get("approval_wait_seconds") if isinstance(context, dict) else None
+def _patience(context: Mapping[str, Any]) -> timedelta:
+    seconds = context.get("approval_wait_seconds")
     return timedelta(seconds=float(seconds)) if isinstance(seconds, int | float) else APPROVAL_PATIENCE
 
 

@@ -25,7 +25,8 @@ _PROGRESS_EVERY = 0.5
 
 _DENIED = re.compile(
     r"auth\w* (?:fail|denied|error)|(?:invalid|wrong|bad) (?:password|credentials?|token|user)"
-    r"|failed (?:password|login)|log-?in fail|permission denied|access denied|unauthori[sz]ed|forbidden|no pg_hba\.conf entry",
+    r"|failed (?:password|login)|log-?in fail|permission denied|access denied"
+    r"|unauthori[sz]ed|forbidden|no pg_hba\.conf entry",
     re.IGNORECASE,
 )
 _SUSPICIOUS = re.compile(

@@ -44,6 +44,7 @@ DROP FUNCTION blackboard.hypothesis_confidence(uuid, uuid, double precision);
 DROP FUNCTION blackboard.is_contradicted(uuid, uuid);
 DROP FUNCTION blackboard.evidence_log_odds(double precision, double precision, double precision, boolean);
 DROP FUNCTION blackboard.pool_log_odds(double precision[], double precision[]);
+DROP FUNCTION blackboard.product(double precision, double precision);
 DROP FUNCTION blackboard.log_odds(double precision);
 DROP FUNCTION blackboard.finding_fingerprint(text, text, jsonb);
 DROP FUNCTION blackboard.normal_text(jsonb);

@@ -203,6 +203,16 @@ CREATE FUNCTION blackboard.log_odds(p_confidence double precision) RETURNS doubl
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT pg_catalog.ln(p_confidence / (1 - p_confidence)) $$;
 
+-- a * b for numbers of at least 0: PostgreSQL refuses a product that is too small for a double, where it means 0.
+CREATE FUNCTION blackboard.product(p_a double precision, p_b double precision) RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT CASE WHEN p_a > 1e-150 AND p_b > 1e-150 THEN p_a * p_b
+                WHEN p_a = 0 OR p_b = 0 THEN 0
+                WHEN log(p_a) + log(p_b) < -305 THEN 0
+                ELSE p_a * p_b END
+$$;
+
 -- Probabilities pooled: the weighted mean of their log-odds, as a probability again (the normalised geometric mean of
 -- the odds). Each is first clamped to [0.01, 0.99], so that nobody's certainty drowns the rest; NULLs and weights of 0
 -- count nothing; when all weights are 0 they count as equal; 0.5 where nothing is known.
@@ -211,7 +221,8 @@ RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
     SELECT coalesce(1 / (1 + exp(-coalesce(sum(s.w * s.l) / nullif(sum(s.w), 0), avg(s.l)))), 0.5)
-    FROM (SELECT greatest(coalesce(u.w, 1), 0) AS w, blackboard.log_odds(least(greatest(u.c, 0.01), 0.99)) AS l
+    FROM (SELECT CASE WHEN u.w < 1e-200 THEN 0 ELSE least(coalesce(u.w, 1), 1e90) END AS w,
+                 blackboard.log_odds(least(greatest(u.c, 0.01), 0.99)) AS l
           FROM unnest(p_confidences, p_weights) u (c, w)
           WHERE u.c IS NOT NULL
           -- A sum of doubles depends on its order, and the pool must not.
@@ -226,8 +237,9 @@ CREATE FUNCTION blackboard.evidence_log_odds(
 ) RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
-    SELECT p_weight * p_trust * CASE WHEN p_contradicted THEN 0.5 ELSE 1 END
-           * ln((0.5 + least(coalesce(p_confidence, 0.5), 0.98) / 2) / (0.5 - least(coalesce(p_confidence, 0.5), 0.98) / 2))
+    SELECT blackboard.product(blackboard.product(p_weight, p_trust),
+                              CASE WHEN p_contradicted THEN 0.5 ELSE 1 END * ln((0.5 + s.c / 2) / (0.5 - s.c / 2)))
+    FROM (SELECT CASE WHEN p_confidence < 1e-300 THEN 0 ELSE least(coalesce(p_confidence, 0.5), 0.98) END AS c) s
 $$;
 
 CREATE FUNCTION blackboard.is_contradicted(p_session_id uuid, p_finding_id uuid) RETURNS boolean
@@ -299,15 +311,18 @@ BEGIN
                  row_number() OVER (ORDER BY x.weight DESC, w.position) AS place
           FROM unnest(p_finding_ids) WITH ORDINALITY w (id, position)
           JOIN blackboard.findings f ON f.session_id = p_session_id AND f.id = w.id,
-               LATERAL (SELECT blackboard.expertise(f.agent_id, f.category)
-                               * (jsonb_array_length(f.evidence)::double precision * 0.1::double precision
-                                  + 0.5::double precision) AS weight) x
+               LATERAL (SELECT blackboard.product(
+                            blackboard.expertise(f.agent_id, f.category),
+                            jsonb_array_length(f.evidence)::double precision * 0.1::double precision
+                            + 0.5::double precision) AS weight) x
           WHERE f.confidence IS NOT NULL) s
     WHERE p_max_findings IS NULL OR s.place <= p_max_findings;
     IF p_method = 'log_odds' THEN
         RETURN blackboard.pool_log_odds(v_confidences, v_weights);
     END IF;
-    SELECT coalesce(sum(u.c * u.w ORDER BY u.position) / nullif(sum(u.w ORDER BY u.position), 0), 0) INTO v_result
+    SELECT CASE WHEN sum(blackboard.product(u.c, u.w) ORDER BY u.position) > 1e-300
+                THEN sum(blackboard.product(u.c, u.w) ORDER BY u.position) / sum(u.w ORDER BY u.position)
+                ELSE 0 END INTO v_result
     FROM unnest(v_confidences, v_weights) WITH ORDINALITY u (c, w, position);
     RETURN v_result;
 END
@@ -516,6 +531,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    -- A finding that one of these contradicts counts otherwise now: whoever links it at this moment must see that, or
+    -- be seen here.
+    UPDATE blackboard.findings f SET updated_at = blackboard.now()
+    WHERE (f.session_id, f.id) IN (SELECT l.session_id, l.finding_id FROM blackboard.finding_links l
+                                   JOIN new_rows n ON n.session_id = l.session_id AND n.id = l.other_id
+                                   JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+                                   WHERE n.status <> o.status);
     -- Hypotheses that rest on them, or on a finding that they contradict.
     FOR v_change IN
         SELECT c.session_id, array_agg(DISTINCT e.hypothesis_id) AS hypothesis_ids,
@@ -589,9 +611,15 @@ CREATE FUNCTION blackboard.recount_corroborations() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    UPDATE blackboard.findings f SET corroborations = f.corroborations - c.less
-    FROM (SELECT o.session_id, o.finding_id, count(*)::integer AS less FROM old_rows o GROUP BY 1, 2) c
-    WHERE f.session_id = c.session_id AND f.id = c.finding_id;
+    WITH counted AS (
+        UPDATE blackboard.findings f SET corroborations = f.corroborations - c.less
+        FROM (SELECT o.session_id, o.finding_id, count(*)::integer AS less FROM old_rows o GROUP BY 1, 2) c
+        WHERE f.session_id = c.session_id AND f.id = c.finding_id
+        RETURNING f.session_id, f.id, f.corroborations
+    )
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT f.session_id, 'finding.updated', f.id, jsonb_build_object('corroborations', f.corroborations)
+    FROM counted f;
     RETURN NULL;
 END
 $$;
@@ -1015,7 +1043,6 @@ DECLARE
     v_finding blackboard.findings;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
-    PERFORM blackboard.open_session(p_session_id);
     p_id := coalesce(p_id, gen_random_uuid());
     LOOP
         v_finding := blackboard.reported_finding(p_session_id, p_id, p_agent_id, p_type, p_content, p_category,
@@ -1023,6 +1050,7 @@ BEGIN
         IF v_finding.id IS NOT NULL THEN
             RETURN v_finding;
         END IF;
+        PERFORM blackboard.open_session(p_session_id);
         -- Waits for whoever reports the same at this moment.
         INSERT INTO blackboard.findings (session_id, id, agent_id, category, type, content, confidence, evidence, tags,
                                          provenance, derived_from)
@@ -1079,12 +1107,15 @@ BEGIN
     p_type := coalesce(p_type, v_old.type);
     p_category := coalesce(p_category, v_old.category);
     v_fingerprint := blackboard.finding_fingerprint(p_category, p_type, p_content);
-    -- With the one that says the new content already, should there be one: both by id.
+    -- With the one that says the new content already, and those that the old one contradicts: all by id.
     PERFORM 1 FROM blackboard.findings f
     WHERE f.session_id = p_session_id
-      AND (f.id = p_old_id OR f.id = (SELECT o.id FROM blackboard.findings o
-                                      WHERE o.session_id = p_session_id AND o.status = 'active'
-                                        AND o.fingerprint = v_fingerprint))
+      AND f.id = ANY (array(SELECT o.id FROM blackboard.findings o
+                            WHERE o.session_id = p_session_id AND o.status = 'active'
+                              AND o.fingerprint = v_fingerprint
+                            UNION ALL
+                            SELECT l.finding_id FROM blackboard.finding_links l
+                            WHERE l.session_id = p_session_id AND l.other_id = p_old_id) || p_old_id)
     ORDER BY f.id FOR NO KEY UPDATE;
     SELECT * INTO v_old FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_old_id;
     v_new := blackboard.reported_finding(p_session_id, p_id, v_actor, p_type, p_content, p_category, p_confidence,
@@ -1146,8 +1177,13 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     v_actor := blackboard.current_actor();
     PERFORM blackboard.open_session(p_session_id);
-    SELECT * INTO v_finding FROM blackboard.findings f
-    WHERE f.session_id = p_session_id AND f.id = p_id FOR NO KEY UPDATE;
+    -- With those that it contradicts, which its trigger is going to touch: all by id.
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id
+      AND f.id = ANY (array(SELECT l.finding_id FROM blackboard.finding_links l
+                            WHERE l.session_id = p_session_id AND l.other_id = p_id) || p_id)
+    ORDER BY f.id FOR NO KEY UPDATE;
+    SELECT * INTO v_finding FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_id;
     IF NOT FOUND THEN
         PERFORM blackboard.no_finding(p_id);
     END IF;
@@ -1270,20 +1306,24 @@ DECLARE
     v_hypothesis blackboard.hypotheses;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
-    PERFORM blackboard.open_session(p_session_id);
     p_id := coalesce(p_id, gen_random_uuid());
-    INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
-    VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
-    ON CONFLICT (session_id, id) DO NOTHING
-    RETURNING * INTO v_hypothesis;
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
     IF NOT FOUND THEN
-        SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
-        IF (v_hypothesis.agent_id, v_hypothesis.statement, v_hypothesis.prior)
-           IS DISTINCT FROM (p_agent_id, p_statement, p_confidence) THEN
-            PERFORM blackboard.raise('BB004',
-                'A hypothesis with this id was proposed with other content; use a new id.',
-                jsonb_build_object('noun', 'hypothesis', 'id', p_id));
+        PERFORM blackboard.open_session(p_session_id);
+        INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
+        VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
+        ON CONFLICT (session_id, id) DO NOTHING
+        RETURNING * INTO v_hypothesis;
+        IF FOUND THEN
+            RETURN v_hypothesis;
         END IF;
+        SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+    END IF;
+    IF (v_hypothesis.agent_id, v_hypothesis.statement, v_hypothesis.prior)
+       IS DISTINCT FROM (p_agent_id, p_statement, p_confidence) THEN
+        PERFORM blackboard.raise('BB004',
+            'A hypothesis with this id was proposed with other content; use a new id.',
+            jsonb_build_object('noun', 'hypothesis', 'id', p_id));
     END IF;
     RETURN v_hypothesis;
 END
