@@ -26,7 +26,7 @@ _COLUMNS = [
     Column("type", lambda a: a.type),
     Column("target", lambda a: a.target or None, grow=True),
     Column("status", lambda a: a.status, "status"),
-    Column("by", lambda a: a.agent_id, wide=90),
+    Column("by", lambda a: a.agent_id, wide=90, most=0.2),
     Column("approval", lambda a: a.approval, wide=100),
     Column("approved by", lambda a: a.approved_by, wide=120),
     Column("created", lambda a: a.created_at),

@@ -123,7 +123,7 @@ def _drawn(
                     no_wrap=not column.grow,
                     overflow="ellipsis",
                     ratio=1 if column.grow else None,
-                    max_width=int(console.width * column.most),
+                    max_width=None if column.grow else int(console.width * column.most),
                 )
         for record in records:
             table.add_row(*(_cell(column, record) for column in columns if console.width >= column.wide))
@@ -188,7 +188,7 @@ _PROPOSALS = [
     Column("id", _id),
     Column("status", lambda p: p.status, "status"),
     Column("title", lambda p: p.title, grow=True),
-    Column("tally", _votes),
+    Column("tally", _votes, most=0.5),
 ]
 _ACTIONS = [
     Column("id", _id),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,11 +23,11 @@ __all__ = ["app", "summary"]
 app = single()
 
 
-_WORDS = ("title", "statement", "name", "content", "choice", "reason", "error")
+_WORDS = ("title", "statement", "description", "name", "content", "choice", "reason", "error")
 # What the type, the actor or another column of the line says already, or what only programs need.
 _SILENT = {
-    "agent_id", "attempt", "ballots", "body", "claim_id", "created_by", "decided_at", "electors", "initiator", "lease_id",
-    "min_turnout", "request_id", "revision", "role", "rule", "session_id", "status", "threshold", "token",
+    "agent_id", "attempt", "ballots", "body", "claim_id", "created_by", "decided_at", "electors", "initiator",
+    "lease_id", "min_turnout", "request_id", "revision", "role", "rule", "session_id", "status", "threshold", "token",
     "vote_weight", "weighted",
 }  # fmt: skip
 
@@ -45,8 +48,8 @@ _COLUMNS = [
     Column("seq", lambda e: e.seq, "number", wide=100),
     Column("at", lambda e: e.at),
     Column("type", lambda e: e.type),
-    Column("actor", lambda e: e.actor),
-    Column("subject", lambda e: e.subject_id, wide=90),
+    Column("actor", lambda e: e.actor, most=0.3),
+    Column("subject", lambda e: e.subject_id, wide=110),
     Column("data", summary, grow=True),
 ]
 
@@ -93,12 +96,14 @@ def events(
             size = 1000 if left is None else min(left, 1000)
             if follow:
                 page = source.wait(cursor, topics=topic, subject_id=subject, timeout=None, limit=size)
-                for event in page.events:
-                    _tell(desk, event)
+                with _whole():
+                    for event in page.events:
+                        _tell(desk, event)
+                    cursor = page.cursor
             else:
                 page = source.read(cursor, topics=topic, subject_id=subject, limit=size)
                 found += page.events
-            cursor = page.cursor
+                cursor = page.cursor
             left = None if left is None else left - len(page.events)
             if not follow and not page.more:
                 break
@@ -112,6 +117,29 @@ def events(
         if cursor is not None:
             told = json.dumps({"cursor": cursor}) if desk.out.json else f"cursor: {cursor}"
             print(told, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _whole() -> Generator[None]:
+    """A first Ctrl-C waits for the end of the block, so that the cursor says what was told; a second one does not."""
+    pressed: list[int] = []
+
+    def press(*_: object) -> None:
+        pressed.append(1)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, press)
+    except ValueError:  # not the main thread: nobody interrupts it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _tell(desk: Desk, event: Event) -> None:

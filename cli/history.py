@@ -17,7 +17,7 @@ app = single()
 
 _COLUMNS = [
     Column("at", lambda c: c.at),
-    Column("actor", lambda c: c.actor),
+    Column("actor", lambda c: c.actor, most=0.25),
     Column("event", lambda c: c.event),
     Column("field", lambda c: c.field),
     Column("old", lambda c: c.old, grow=True),

@@ -54,7 +54,7 @@ class Column:
     kind: str = "text"
     wide: int = 0
     grow: bool = False
-    most: float = 1.0
+    most: float = 0.3
 
 
 class Output:
@@ -133,7 +133,8 @@ class Output:
                 no_wrap=True,
                 overflow="ellipsis",
                 ratio=1 if column.grow else None,
-                max_width=int(console.width * column.most),
+                min_width=_least(column),
+                max_width=None if column.grow else int(console.width * column.most),
             )
         for record in records:
             table.add_row(*(styled(column.value(record), column.kind) for column in shown))
@@ -153,6 +154,13 @@ class Output:
         if title:
             console.print(Text(clean(title), style="bold"))
         console.print(table)
+
+
+def _least(column: Column) -> int:
+    """Below this a column says nothing: ids and what a table is about are not crushed by long names."""
+    if column.grow:
+        return 16
+    return 8 if column.title == "id" else 10 if column.kind == "share" else len(column.title)
 
 
 def styled(value: Any, kind: str = "text") -> Text:

@@ -34,9 +34,9 @@ _COLUMNS = [
     Column("id", lambda p: p.id),
     Column("title", lambda p: p.title, grow=True),
     Column("status", lambda p: p.status, "status"),
-    Column("tally", _tally),
+    Column("tally", _tally, most=0.5),
     Column("rule", lambda p: p.rule, wide=100),
-    Column("by", lambda p: p.agent_id, wide=120),
+    Column("by", lambda p: p.agent_id, wide=130),
     Column("deadline", lambda p: p.deadline_at if p.status == "open" else None, wide=100),
     Column("created", lambda p: p.created_at, wide=90),
 ]

@@ -1,4 +1,4 @@
-"""Runs a swarm in a process of its own: ``swarm_main.py URL FILE [OPTIONS AS JSON]``; prints updates and the outcome."""
+"""Runs a swarm in a process of its own, ``swarm_main.py URL FILE [OPTIONS]``; prints updates and outcome as JSON."""
 
 from __future__ import annotations
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 from typing import Any
 
 import asyncpg
 import pytest
 
+from blackboard.errors import BlackboardError
 from blackboard.ids import new_id
 
 REPORT = "SELECT * FROM blackboard.report_finding($1, $2, $3, 'metric', $4::jsonb)"
@@ -220,3 +222,49 @@ async def test_evidence_and_the_end_of_a_contradiction_see_each_other(
         await blocked(other.get_server_pid())
     await waiting
     assert (await session.hypotheses.get(proposed.id)).confidence == pytest.approx(0.75)
+
+
+async def test_whatever_happens_at_once_the_numbers_are_right_in_the_end(session: Any, db: Any) -> None:
+    agents = [await session.join(f"ops/{name}") for name in "abcdef"]
+    hypotheses = [await agents[n].hypotheses.propose(f"hypothesis {n}", 0.2 + n / 5) for n in range(3)]
+    findings = [await agents[n % 6].findings.report(f"finding {n}", type="t", confidence=n / 12) for n in range(12)]
+
+    async def work(agent: Any, seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(20):
+            one, other = chance.sample(findings, 2)
+            about = chance.choice(hypotheses)
+            verb = chance.choice(["add", "add", "take", "contradict", "retract", "supersede", "assess", "report"])
+            try:
+                match verb:
+                    case "add":
+                        await agent.hypotheses.add_evidence(about.id, one.id, supports=chance.random() < 0.6)
+                    case "take":
+                        await agent.hypotheses.retract_evidence(about.id, one.id)
+                    case "contradict":
+                        await agent.findings.contradict(one.id, other.id)
+                    case "retract":
+                        await agent.findings.retract(one.id)
+                    case "supersede":
+                        await agent.findings.supersede(one.id, f"finding {chance.randrange(14)}", confidence=0.5)
+                    case "assess":
+                        await agent.hypotheses.assess(about.id, chance.random())
+                    case _:
+                        await agent.findings.report(f"finding {chance.randrange(14)}", type="t", confidence=0.7)
+            except BlackboardError as error:
+                # Refusals are part of the game; a failure without a name is not.
+                if type(error) is BlackboardError:
+                    raise
+
+    await asyncio.gather(*(work(agent, seed) for seed, agent in enumerate(agents)))
+    for row in await db.fetch(
+        """SELECT h.confidence, blackboard.hypothesis_confidence(h.session_id, h.id, h.prior) AS computed
+           FROM blackboard.hypotheses h WHERE session_id = $1""",
+        session.id,
+    ):
+        assert row["confidence"] == pytest.approx(row["computed"], abs=1e-12)
+    assert not await db.fetch(
+        """SELECT id FROM blackboard.findings f WHERE session_id = $1 AND corroborations <>
+           (SELECT count(*) FROM blackboard.corroborations c WHERE c.finding_id = f.id)""",
+        session.id,
+    )

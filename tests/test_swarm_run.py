@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from blackboard import Blackboard
 from blackboard.errors import AlreadyExists, ConfigurationError, NotFound
 from blackboard.swarm import SwarmOutcome, SwarmSpec, SwarmStatus, Update, UpdateKind, load_swarm, run_swarm
@@ -300,7 +301,7 @@ async def test_when_the_time_is_up_the_synthesis_works_with_what_there_is(load: 
 
 
 async def test_what_does_not_let_go_when_the_time_is_up_is_killed(load: Load, database_url: str) -> None:
-    spec = load(agents(a="stuck_loop", b="hang_in_thread"), rest=f"  coordination: {{timeout: 2s, lease: 1s}}\n{SYNTHESIS}")
+    spec = load(agents(a="stuck_loop", b="hang_in_thread"), rest=f"  coordination: {{timeout: 1s, lease: 1s}}\n{SYNTHESIS}")
     outcome = await run_swarm(spec, url=database_url, grace=timedelta(seconds=1))
     assert outcome.status is SwarmStatus.COMPLETED
     assert outcome.result["missing"] == {"ops/a": "cancelled", "ops/b": "cancelled"}

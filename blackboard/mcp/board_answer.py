@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..board import Agent
+from ..board import Agent, Session
 from ..models.picture import FindingGlance, Picture, TaskGlance
-from ..models.tasks import TaskStatus
+from ..models.tasks import FINAL, TaskStatus
 from .board_shapes import (
     BoardResult,
     HeldItem,
@@ -28,37 +29,60 @@ from .board_shapes import (
 )
 from .budget import Budget
 from .fence import Fence, quoted
-from .tool import Answer, Call
+from .names import Names
+from .tool import Answer
 from .tools_tasks import held_tasks
 
-__all__ = ["board_answer"]
+__all__ = ["BoardAnswer", "Reader", "board_answer"]
 
 _TOP = 50
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Who reads, and in which session."""
+
+    session: Session
+    agent_id: str
+    capabilities: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, agent: Agent) -> Reader:
+        """The agent as a reader of its own session."""
+        return cls(agent.session, agent.id, agent.record.capabilities)
+
+
+class BoardAnswer(Answer):
+    """An answer whose values are those of a board."""
+
+    data: BoardResult
+
+
 async def board_answer(
-    call: Call,
-    agent: Agent,
+    reader: Reader,
+    names: Names,
     head: str,
     *,
     limit: int,
     max_tokens: int,
     best_findings: bool = False,
     started: bool = False,
-) -> Answer:
-    """The picture of the session within a budget, what matters most to this agent first."""
-    picture = await agent.session.board(limit=max(limit, _TOP))
-    call.connection.cursor = picture.cursor
+) -> BoardAnswer:
+    """The picture of the session within a budget, what matters most to the reader first."""
+    most = max(limit, _TOP)
+    picture = await reader.session.board(limit=most)
     record, budget = picture.session, Budget(max_tokens)
     goal, context = quoted(record.goal, 2000), quoted(record.context, 2000)
     outcome = None if record.outcome is None else quoted(record.outcome, 1000)
     lines = [f"goal {goal}", f"context {context}"] + ([] if outcome is None else [f"outcome {outcome}"])
     budget.spend("\n".join(lines))
     found = sorted(picture.findings, key=_weight, reverse=True) if best_findings else list(picture.findings)
-    mine, others = _claimable(picture, agent)
+    mine, others = _claimable(picture, reader)
 
-    held_taken, held_lines = budget.fill("held_tasks", map(held_item, await held_tasks(agent)), held_line)
-    proposals, proposal_lines = budget.fill("proposals", await _proposals(agent, picture, limit), proposal_line)
+    held_taken, held_lines = budget.fill(
+        "held_tasks", map(held_item, await held_tasks(reader.session, reader.agent_id)), held_line
+    )
+    proposals, proposal_lines = budget.fill("proposals", await _proposals(reader, picture, limit), proposal_line)
     tasks, claimable_lines = budget.fill("claimable_tasks", map(task_item, mine[:limit]), task_item_line)
     hypotheses, hypothesis_lines = budget.fill(
         "hypotheses", map(hypothesis_item, picture.hypotheses[:limit]), hypothesis_line
@@ -82,7 +106,16 @@ async def board_answer(
         if part:
             lines += [f"{title}:", *(f"  {line}" for line in part)]
     counts = _counts(picture)
-    omitted = _omitted(picture, budget, counts, len(findings), len(hypotheses), len(actions))
+    omitted = _omitted(
+        picture,
+        most,
+        findings=len(findings),
+        hypotheses=len(hypotheses),
+        proposals=len(proposals),
+        actions=len(actions),
+        open_tasks=len(held_taken) + len(tasks) + len(other),
+        agents=len(agents),
+    )
     fence = Fence()
     text = "\n".join(
         [
@@ -90,11 +123,11 @@ async def board_answer(
             f"Status {record.status.value}. On the board: {_listed(counts) or 'nothing'}.",
             fence.explanation(),
             fence.around("board", lines),
-            *([f"Left out: {_listed(omitted)}. {_more(call)}"] if omitted else []),
+            *([f"Left out: {_listed(omitted)}. {_more(names)}"] if omitted else []),
             f"cursor: {picture.cursor}",
         ]
     )
-    return Answer(
+    return BoardAnswer(
         text,
         BoardResult(
             session_id=str(record.id),
@@ -103,8 +136,8 @@ async def board_answer(
             goal=goal[1:-1],
             context=context,
             outcome=outcome,
-            agent_id=agent.id,
-            capabilities=agent.record.capabilities,
+            agent_id=reader.agent_id,
+            capabilities=reader.capabilities,
             session_started=started,
             held_tasks=tuple(held_taken),
             proposals=tuple(proposals),
@@ -118,7 +151,7 @@ async def board_answer(
             omitted=omitted,
             cursor=picture.cursor,
         ),
-        _advice(call, record.status.value, held_taken, proposals, mine),
+        _advice(names, record.status.value, held_taken, proposals, mine),
     )
 
 
@@ -130,22 +163,22 @@ def _weight(finding: FindingGlance) -> tuple[float, int]:
     return ((0.5 if finding.confidence is None else finding.confidence) * finding.trust, finding.corroborations)
 
 
-def _claimable(picture: Picture, agent: Agent) -> tuple[list[TaskGlance], list[TaskGlance]]:
-    offered = {"", *agent.record.capabilities}
+def _claimable(picture: Picture, reader: Reader) -> tuple[list[TaskGlance], list[TaskGlance]]:
+    offered = {"", *reader.capabilities}
     mine: list[TaskGlance] = []
     others: list[TaskGlance] = []
     for task in picture.tasks:
-        if task.status == TaskStatus.RUNNING and task.assigned_to == agent.id:
+        if task.status == TaskStatus.RUNNING and task.assigned_to == reader.agent_id:
             continue  # shown with its token
         for_anyone = task.status == TaskStatus.PENDING and task.capability in offered
-        for_me = task.status == TaskStatus.ASSIGNED and task.assigned_to == agent.id
+        for_me = task.status == TaskStatus.ASSIGNED and task.assigned_to == reader.agent_id
         (mine if for_anyone or for_me else others).append(task)
     return mine, others
 
 
-async def _proposals(agent: Agent, picture: Picture, limit: int) -> list[ProposalItem]:
+async def _proposals(reader: Reader, picture: Picture, limit: int) -> list[ProposalItem]:
     shown = picture.proposals[:limit]
-    items = [proposal_item(await agent.proposals.get(one.id), agent.id) for one in shown]
+    items = [proposal_item(await reader.session.proposals.get(one.id), reader.agent_id) for one in shown]
     return sorted(items, key=lambda item: not (item.you_may_vote and item.your_vote is None))
 
 
@@ -160,30 +193,36 @@ def _counts(picture: Picture) -> dict[str, int]:
     return {kind: number for kind, number in counts.items() if number}
 
 
-def _omitted(
-    picture: Picture, budget: Budget, counts: dict[str, int], findings: int, hypotheses: int, actions: int
-) -> dict[str, int]:
-    shown = {"findings": findings, "hypotheses": min(hypotheses, len(picture.hypotheses)), "actions": actions}
-    left = {kind: counts.get(kind, 0) - number for kind, number in shown.items()}
-    left |= {kind: number for kind, number in budget.omitted.items() if kind not in shown}
+def _omitted(picture: Picture, most: int, **shown: int) -> dict[str, int]:
+    """How many of each kind are not shown. The picture's own counts also count what it hides, the withdrawn say, so
+    they are used only where the picture had to stop."""
+    counts = picture.counts
+    there = {
+        "findings": (len(picture.findings), counts.findings),
+        "hypotheses": (len(picture.hypotheses), counts.hypotheses),
+        "proposals": (len(picture.proposals), counts.proposals),
+        "actions": (len(picture.actions), counts.actions),
+        "open_tasks": (len(picture.tasks), sum(n for status, n in counts.tasks.items() if status not in FINAL)),
+        "agents": (len(picture.agents), len(picture.agents)),
+    }
+    left = {kind: (listed if listed < most else counted) - shown[kind] for kind, (listed, counted) in there.items()}
     return {kind: number for kind, number in left.items() if number > 0}
 
 
-def _more(call: Call) -> str:
+def _more(names: Names) -> str:
     return (
-        f"{call.names['view']} with a larger limit and max_tokens shows more; {call.names['get_findings']} reads "
-        "findings with filters."
+        f"{names['view']} with a larger limit and max_tokens shows more; {names['get_findings']} reads findings with "
+        "filters."
     )
 
 
 def _advice(
-    call: Call,
+    names: Names,
     status: str,
     held: Sequence[HeldItem],
     proposals: Sequence[ProposalItem],
     claimable: Sequence[TaskGlance],
 ) -> str:
-    names = call.names
     if status in {"completed", "failed"}:
         return f"nothing more here: the session is {status}. Join another one with {names['join_session']}."
     if held:

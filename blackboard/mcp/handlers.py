@@ -11,8 +11,12 @@ from mcp.server.lowlevel import Server
 from mcp.types import (
     CallToolRequestParams,
     CallToolResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
     ListToolsResult,
     PaginatedRequestParams,
+    ReadResourceRequestParams,
+    ReadResourceResult,
     TextContent,
     ToolAnnotations,
 )
@@ -25,6 +29,7 @@ from .fence import quoted
 from .instructions import instructions
 from .names import Names
 from .refusals import Refused, from_error, from_fault, from_validation
+from .resources import TEMPLATE, list_resources, read_resource
 from .schema import input_schema, output_schema
 from .tool import Call, Tool
 from .tools_decisions import DECISION_TOOLS
@@ -68,6 +73,18 @@ def make_server(connection: Connection, names: Names) -> Server[dict[str, Any]]:
                 is_error=True,
             )
 
+    async def list_pages(context: _Context, params: PaginatedRequestParams | None) -> ListResourcesResult:
+        del context, params
+        return ListResourcesResult(resources=await list_resources(connection))
+
+    async def list_templates(context: _Context, params: PaginatedRequestParams | None) -> ListResourceTemplatesResult:
+        del context, params
+        return ListResourceTemplatesResult(resource_templates=[TEMPLATE])
+
+    async def read_page(context: _Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+        del context
+        return ReadResourceResult(contents=[await read_resource(connection, names, str(params.uri))])
+
     return Server(
         "agent-swarm",
         title="Blackboard",
@@ -75,6 +92,9 @@ def make_server(connection: Connection, names: Names) -> Server[dict[str, Any]]:
         instructions=instructions(names, connection.agent_id),
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_list_resources=list_pages,
+        on_list_resource_templates=list_templates,
+        on_read_resource=read_page,
     )
 
 

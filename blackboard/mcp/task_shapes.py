@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..models.tasks import TaskRecord
 from .fence import NOTICE
-from .tool import Arguments, IdempotencyKey, Item, JsonArray, JsonObject, Result
+from .tool import Arguments, IdempotencyKey, Item, JsonArray, JsonObject, MaxTokens, Result
 
 __all__ = [
     "AddArguments",
@@ -73,7 +73,10 @@ class ClaimArguments(Arguments):
             "you joined."
         ),
     ] = None
-    task_id: Annotated[UUID | None, Field(description="Claim this very task; by default the best one for you.")] = None
+    task_id: Annotated[
+        UUID | None, Field(description="Claim this very task, or see one again that you hold; by default the best.")
+    ] = None
+    max_tokens: MaxTokens = 8000
     idempotency_key: IdempotencyKey = None
 
 
@@ -95,6 +98,7 @@ class ClaimResult(Result):
     token: str | None = None
     deadline_at: str | None = None
     inputs: tuple[TaskInput, ...] = ()
+    cut: bool = False
     counts: dict[str, int] = Field(default_factory=dict[str, int])
 
 

@@ -182,15 +182,17 @@ async def _proposed(call: Call, agent: Agent, action: ActionRecord) -> Answer:
     if human:
         lines.append(f"A human must approve it: `blackboard action approve {action.id} --session {agent.session.id}`.")
     if action.status == ActionStatus.APPROVED:
-        lines.append(f"What to do: {names['start_action']}, do it, then {names['finish_action']}.")
+        advice = f"{names['start_action']}, do it, then {names['finish_action']}."
+    elif action.status != ActionStatus.AWAITING_APPROVAL:
+        advice = f"{names['view']} shows what became of it."
     elif item is not None and item.you_may_vote and item.your_vote is None:
-        lines.append(
-            f"What to do: {names['vote']} yourself, then go on with other work; {names['wait']} with topics "
+        advice = (
+            f"{names['vote']} yourself, then go on with other work; {names['wait']} with topics "
             '["action.*"] tells you the outcome. Do not act before it is approved.'
         )
     else:
-        lines.append(
-            f'What to do: go on with other work; {names["wait"]} with topics ["action.*"] tells you the outcome. '
+        advice = (
+            f'go on with other work; {names["wait"]} with topics ["action.*"] tells you the outcome. '
             "Do not act before it is approved."
         )
     return Answer(
@@ -205,6 +207,7 @@ async def _proposed(call: Call, agent: Agent, action: ActionRecord) -> Answer:
             rule=None if item is None else item.rule,
             deadline_at=None if item is None else item.deadline_at,
         ),
+        advice,
     )
 
 
@@ -224,18 +227,19 @@ async def vote(call: Call, arguments: VoteArguments) -> Answer:
     closed = item.status != "open"
     decision = None if proposal.result is None else clipped(proposal.result.get("decision"))
     decided = [one for one in await agent.actions.list(limit=100) if one.proposal_id == proposal.id] if closed else []
+    advice = ""
     lines = [f"Your ballot on proposal {item.id} says {item.your_vote}. Tally: {tally_text(item.tally)}."]
     if not closed:
         lines.append(f"It stays open{f' until {item.deadline_at}' if item.deadline_at else ''}.")
-        lines.append(f"What to do: go on with other work; {call.names['wait']} tells you when it closes.")
+        advice = f"go on with other work; {call.names['wait']} tells you when it closes."
     else:
         lines.append(f"It is closed: {item.status}.")
         lines += [f"Action {one.id} is {one.status.value}." for one in decided]
         if any(one.status == ActionStatus.APPROVED for one in decided):
-            lines.append(
-                f"What to do: whoever carries it out calls {call.names['start_action']}; its proposer, unless agreed "
-                "otherwise."
+            advice = (
+                f"whoever carries it out calls {call.names['start_action']}; its proposer, unless agreed otherwise."
             )
+
     fence = Fence()
     lines += [fence.explanation(), fence.around("proposal", [proposal_line(item)])]
     return Answer(
@@ -247,6 +251,7 @@ async def vote(call: Call, arguments: VoteArguments) -> Answer:
             decision=decision,
             actions={str(one.id): one.status.value for one in decided},
         ),
+        advice,
     )
 
 
@@ -254,11 +259,11 @@ async def start(call: Call, arguments: StartArguments) -> Answer:
     """This agent carries the action out, and nobody else does."""
     agent = await call.connection.agent()
     action = await agent.actions.start(arguments.action_id)
-    text = (
-        f"You carry out action {action.id}; its token is {action.token}.\n"
-        f"What to do: do it now, once, then {call.names['finish_action']} with the token."
+    return Answer(
+        f"You carry out action {action.id}; its token is {action.token}.",
+        ActionResult(action_id=str(action.id), status=action.status.value, token=action.token),
+        f"do it now, once, then {call.names['finish_action']} with the token.",
     )
-    return Answer(text, ActionResult(action_id=str(action.id), status=action.status.value, token=action.token))
 
 
 async def finish(call: Call, arguments: FinishArguments) -> Answer:

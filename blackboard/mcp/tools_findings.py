@@ -299,11 +299,9 @@ class _Reader:
         if self._left_out:
             lines.append(f"Left out: {'at least ' if self._at_least else ''}{self._left_out} more. {self._how(call)}")
         lines.append(f"next_cursor: {self._cursor}")
+        advice = ""
         if not count and not self._changes:
-            lines.append(
-                "What to do: nothing new matches; drop a filter, or sleep with "
-                f'{names["wait"]} and topics ["finding.*"].'
-            )
+            advice = f'nothing matches: drop a filter, or sleep with {names["wait"]} and topics ["finding.*"].'
         return Answer(
             "\n".join(lines),
             GetResult(
@@ -314,6 +312,7 @@ class _Reader:
                 next_before=self._next_before,
                 next_cursor=self._cursor,
             ),
+            advice,
         )
 
     def _how(self, call: Call) -> str:

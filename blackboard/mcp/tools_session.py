@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .board_answer import board_answer
+from .board_answer import Reader, board_answer
 from .board_shapes import BoardResult
 from .fence import quoted
 from .tool import Answer, Arguments, Call, IdempotencyKey, JsonArray, JsonObject, MaxTokens, Tool
@@ -84,21 +84,33 @@ async def join(call: Call, arguments: JoinArguments) -> Answer:
     )
     how = "You started and joined" if started else "You are in"
     head = f"{how} session {quoted(agent.session.name, 200)} as {quoted(agent.id, 100)}."
-    if before is not None and before.session.id != agent.session.id and await held_tasks(before):
+    if before is not None and before.session.id != agent.session.id and await held_tasks(before, before.id):
         head += (
             f" You still hold tasks in {quoted(before.session.name, 200)}: join that one again to complete them, or "
             "they stay yours while this server runs."
         )
-    return await board_answer(
-        call, agent, head, limit=15, max_tokens=arguments.max_tokens, best_findings=True, started=started
+    answer = await board_answer(
+        Reader.of(agent),
+        call.names,
+        head,
+        limit=15,
+        max_tokens=arguments.max_tokens,
+        best_findings=True,
+        started=started,
     )
+    call.connection.cursor = answer.data.cursor
+    return answer
 
 
 async def view(call: Call, arguments: ViewArguments) -> Answer:
     """The session as it is now."""
     agent = await call.connection.agent()
     head = f"Session {quoted(agent.session.name, 200)} as it is now; you are {quoted(agent.id, 100)}."
-    return await board_answer(call, agent, head, limit=arguments.limit, max_tokens=arguments.max_tokens)
+    answer = await board_answer(
+        Reader.of(agent), call.names, head, limit=arguments.limit, max_tokens=arguments.max_tokens
+    )
+    call.connection.cursor = answer.data.cursor
+    return answer
 
 
 SESSION_TOOLS: tuple[Tool[Any], ...] = (

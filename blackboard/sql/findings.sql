@@ -102,10 +102,11 @@ ORDER BY created_at, id;
 -- Near duplicates among the newest 500 active findings: Jaccard index of the sets of words, most similar first.
 -- Index: findings_newest.
 WITH wanted AS (
-    SELECT tsvector_to_array(to_tsvector('simple', left(blackboard.normal_text(
-        CAST(CAST(:content AS text) AS jsonb)), 20000))) AS words
+    SELECT tsvector_to_array(to_tsvector('simple', regexp_replace(
+        left(CAST(CAST(CAST(:content AS text) AS jsonb) AS text), 20000), '\\[ntrf]', ' ', 'g'))) AS words
 ), recent AS (
-    SELECT f.*, tsvector_to_array(to_tsvector('simple', left(blackboard.normal_text(f.content), 20000))) AS words
+    SELECT f.*, tsvector_to_array(to_tsvector('simple', regexp_replace(
+        left(CAST(f.content AS text), 20000), '\\[ntrf]', ' ', 'g'))) AS words
     FROM blackboard.findings f
     WHERE f.session_id = CAST(:session_id AS uuid) AND f.status = 'active'
     ORDER BY f.created_at DESC, f.id

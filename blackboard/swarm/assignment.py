@@ -9,15 +9,16 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from ..board import Agent, Session
 from ..errors import ConfigurationError
 from ..models.tasks import TaskRecord
+from .privacy import OwnFindings
 from .queries import BlockingQueries, Queries
 
-__all__ = ["Assignment", "call_function", "load_function"]
+__all__ = ["OFFERED", "Assignment", "call_function", "gather_inputs", "load_function", "own_findings_only"]
 
 OFFERED = (
     "agent", "session", "focus", "target", "context", "inputs", "missing", "task", "queries", "cancelled", "assignment",
@@ -73,11 +74,9 @@ def load_function(reference: str) -> Callable[..., Any]:
         raise ConfigurationError(f"`run: {reference}` cannot be imported: {error}.") from error
     if not callable(found):
         raise ConfigurationError(f"`run: {reference}` is no function but {type(found).__name__}.")
-    unknown = [
-        one.name
-        for one in inspect.signature(found).parameters.values()
-        if one.default is one.empty and one.kind not in {one.VAR_KEYWORD, one.VAR_POSITIONAL} and one.name not in OFFERED
-    ]
+    wanted = [one for one in inspect.signature(found).parameters.values() if one.default is one.empty]
+    rest = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    unknown = [one.name for one in wanted if one.kind not in rest and one.name not in OFFERED]
     if unknown:
         raise ConfigurationError(
             f"`run: {reference}` wants {', '.join(unknown)}, which a swarm does not give; its parameters may be named "
@@ -178,9 +177,9 @@ async def gather_inputs(session: Session, task: TaskRecord, results_of: Any) -> 
     """
     inputs: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    parameters: Any = task.parameters
-    sources: Any = parameters.get("inputs") if isinstance(parameters, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    for name, source in (sources or {}).items():
+    parameters = cast("dict[str, Any]", task.parameters if isinstance(task.parameters, dict) else {})
+    sources = cast("dict[str, dict[str, str]]", parameters.get("inputs") or {})
+    for name, source in sources.items():
         where = session if "session_id" not in source else await results_of(UUID(source["session_id"]))
         producer = (await where.tasks.get_many([UUID(source["task_id"])])).get(UUID(source["task_id"]))
         if producer is None:
@@ -197,7 +196,5 @@ def own_findings_only(agent: Agent) -> None:
 
     That keeps agents from leaning on each other. It is no protection: events and ``session.board()`` tell everything.
     """
-    from .privacy import OwnFindings
-
     agent.findings = OwnFindings(agent.findings, agent.id)  # pyright: ignore[reportAttributeAccessIssue]
     agent.session.findings = OwnFindings(agent.session.findings, agent.id)  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
+from typing import Any, cast
 from uuid import UUID
 
 from ..errors import BlackboardError, WaitTimeout
@@ -174,7 +175,7 @@ class Conductor:
         for task in self._plan.tasks:
             record = records[task.id]
             if record.status is not TaskStatus.COMPLETED:
-                error = record.error.get("message") if isinstance(record.error, dict) else None
+                error = cast("dict[str, Any]", record.error if isinstance(record.error, dict) else {}).get("message")
                 why = f": {error}" if error else ""
                 self._problem(f"{record.type} of {task.name} ended {record.status.value}{why}")
 

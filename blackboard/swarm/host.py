@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from ..board import Agent, Blackboard, Session
+from ..board import Agent, Blackboard
 from ..errors import BlackboardError, ConfigurationError, InvalidInput, LeaseLost, SessionClosed
 from ..models.tasks import TaskRecord, TaskStatus
-from .assignment import Assignment, call_function, gather_inputs, load_function, own_findings_only
-from .commands import fill_in, mcp_config, run_command, token_of, write_private
 from .exits import EXIT_ABANDONED, EXIT_CONFIGURATION
-from .queries import Queries
-from .spec import SYNTHESIZE, Program
+from .programs import Programs
 
 __all__ = ["main"]
 
@@ -48,18 +45,16 @@ class Host:
         """``plan`` is the first line of the input."""
         self.plan = plan
         self.agent_id: str = plan["agent_id"]
-        self.programs = {UUID(key): _program(value) for key, value in plan["tasks"].items()}
-        self.environments = {UUID(key): value["env"] for key, value in plan["tasks"].items()}
+        self.programs = Programs(plan)
         self.stopping = asyncio.Event()
         self.abandoned = False
         self._loop = asyncio.get_running_loop()
         self._current: tuple[UUID, asyncio.Event] | None = None
-        self._sync: tuple[Any, Any, Any] | None = None
 
     async def run(self) -> int:
         """The exit code, once the swarm is over or this agent is asked to stop."""
         try:
-            self._check_programs()
+            self.programs.check()
         except ConfigurationError as error:
             _log.error("%s", error)
             return EXIT_CONFIGURATION
@@ -79,8 +74,8 @@ class Host:
         except SessionClosed:
             _log.info("the session is over")
         finally:
-            if self._sync is not None and not self.abandoned:
-                await asyncio.to_thread(self._sync[0].close)
+            if not self.abandoned:  # else its thread may be using it
+                await self.programs.close()
             await board.close()
         return EXIT_ABANDONED if self.abandoned else 0
 
@@ -90,16 +85,6 @@ class Host:
             self.stopping.set()
         elif line.startswith("cancel ") and self._current is not None and line[7:] == str(self._current[0]):
             self._current[1].set()
-
-    def _check_programs(self) -> None:
-        for key, value in self.plan["tasks"].items():
-            program = self.programs[UUID(key)]
-            if value["agent_id"] != self.agent_id:
-                continue
-            if program.run is not None:
-                load_function(program.run)
-            elif program.command and _which(program.command[0]) is None:
-                raise ConfigurationError(f"`command: [{program.command[0]}, …]`: there is no such program.")
 
     async def _work(self, board: Blackboard, agent: Agent) -> None:
         failures = 0
@@ -133,7 +118,7 @@ class Host:
         cancelled = asyncio.Event()
         self._current = (task.id, cancelled)
         _log.info("task %s (%s), attempt %s", task.id, task.type, task.attempt)
-        work = asyncio.create_task(self._call(board, agent, task))
+        work = asyncio.create_task(self.programs.call(board, agent, task))
         others = {
             asyncio.create_task(self.stopping.wait()): "stopping",
             asyncio.create_task(cancelled.wait()): "cancelled",
@@ -178,7 +163,7 @@ class Host:
             _log.error("task %s failed", task.id, exc_info=error)
             await self._fail(agent, task, error)
             return
-        if self._programs_command(task) and not await self._is_ours(agent, task):
+        if self.programs.of(task).command is not None and not await self._is_ours(agent, task):
             return  # the program has completed or failed it itself, over MCP
         try:
             await agent.tasks.complete(task, work.result())
@@ -201,144 +186,6 @@ class Host:
     async def _is_ours(self, agent: Agent, task: TaskRecord) -> bool:
         now = await agent.tasks.get(task.id)
         return now.status is TaskStatus.RUNNING and (now.claim_id, now.attempt) == (task.claim_id, task.attempt)
-
-    # --------------------------------------------------------------------------------------- the program itself
-
-    def _program(self, task: TaskRecord) -> Program:
-        # A task of the file brings its own program, whoever does it; any other is for this agent's own.
-        return self.programs.get(task.id) or _program(self.plan["program"])
-
-    def _programs_command(self, task: TaskRecord) -> bool:
-        return self._program(task).command is not None
-
-    async def _call(self, board: Blackboard, agent: Agent, task: TaskRecord) -> Any:
-        program = self._program(task)
-        session = agent.session
-
-        async def other_session(session_id: UUID) -> Session:
-            return await board.session(session_id)
-
-        inputs, missing = await gather_inputs(session, task, other_session)
-        parameters: dict[str, Any] = task.parameters if isinstance(task.parameters, dict) else {}
-        seen = agent
-        narrow = not self.plan["share_findings"] and task.type != SYNTHESIZE
-        if narrow:
-            seen = await (await board.session(session.id)).join(self.agent_id)  # handles of its own, to narrow
-            own_findings_only(seen)
-        assignment = Assignment(
-            agent=seen,
-            session=seen.session,
-            focus=str(parameters.get("focus") or self.plan["focus"]),
-            target=str(parameters.get("target") or self.plan["target"]),
-            context=parameters.get("context"),
-            inputs=inputs,
-            missing=missing,
-            task=task,
-            queries=Queries(agent, shared=self.plan["avoid_duplicate_queries"]),
-        )
-        if program.command is not None:
-            return await self._command(program.command, assignment, narrow=narrow)
-        assert program.run is not None
-        try:
-            return await call_function(
-                load_function(program.run), assignment, lambda: self._sync_handles(narrow=narrow)
-            )
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise RuntimeError(f"The function ended with {error!r}.") from error
-
-    def _sync_handles(self, *, narrow: bool) -> tuple[Any, Any]:
-        from .. import sync
-
-        if self._sync is None:
-            board: Any = sync.Blackboard.open(
-                os.environ["BLACKBOARD_URL"], actor=self.agent_id, lease_term=timedelta(seconds=self.plan["lease"])
-            )
-            session = board.session(UUID(self.plan["session_id"]))
-            self._sync = (board, session.join(self.agent_id), session)
-        board, agent, session = self._sync
-        if narrow:
-            session = board.session(session.id)
-            agent = session.join(self.agent_id)
-            own_findings_only(agent)
-        return agent, session
-
-    async def _command(self, command: tuple[str, ...], assignment: Assignment, *, narrow: bool) -> Any:
-        task, plan = assignment.task, self.plan
-        variables = {
-            "SWARM_BACKEND": "postgres",
-            "BLACKBOARD_URL": os.environ["BLACKBOARD_URL"],
-            "BLACKBOARD_LEASE_TERM": str(plan["lease"]),
-            "SWARM_SESSION": plan["session_id"],
-            "AGENT_ID": self.agent_id,
-            "SWARM_SHARE_FINDINGS": "0" if narrow else "1",
-        }
-        for name in ("BLACKBOARD_DATA_DIR", "BLACKBOARD_LISTEN_URL"):
-            if os.environ.get(name):
-                variables[name] = os.environ[name]
-        # Named by attempt, so that a child that outlived its attempt reads nothing of the next.
-        stem = f"{task.id.hex}-{task.attempt}"
-        folder = Path(plan["folder"])
-        files = [
-            write_private(folder / f"{stem}.mcp.json", mcp_config(variables)),
-            write_private(
-                folder / f"{stem}.task.json",
-                {
-                    "agent_id": self.agent_id,
-                    "session_id": plan["session_id"],
-                    "task_id": str(task.id),
-                    "task_token": token_of(task),
-                    "type": task.type,
-                    "attempt": task.attempt,
-                    "focus": assignment.focus,
-                    "target": assignment.target,
-                    "context": assignment.context,
-                    "inputs": assignment.inputs,
-                    "missing": assignment.missing,
-                    "parameters": task.parameters,
-                },
-            ),
-        ]
-        environment = {
-            **os.environ,
-            **self.environments.get(task.id, {}),
-            **variables,
-            "SWARM_FOCUS": assignment.focus,
-            "SWARM_TARGET": assignment.target,
-            "SWARM_TASK_ID": str(task.id),
-            "SWARM_TASK_TOKEN": token_of(task),
-            "SWARM_MCP_CONFIG": str(files[0]),
-            "SWARM_ASSIGNMENT": str(files[1]),
-        }
-        # So that `mcp-agent-swarm` is found where the package is installed and its folder is not on the path.
-        environment["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
-        values = {
-            "focus": assignment.focus,
-            "target": assignment.target,
-            "agent_id": self.agent_id,
-            "session": plan["session_id"],
-            "task_id": str(task.id),
-            "task_token": token_of(task),
-            "mcp_config": str(files[0]),
-            "assignment": str(files[1]),
-            "python": sys.executable,
-        }
-        try:
-            return await run_command(fill_in(command, values), environment)
-        finally:
-            for file in files:
-                file.unlink(missing_ok=True)
-
-
-def _program(value: Mapping[str, Any]) -> Program:
-    command = value.get("command")
-    return Program(run=value.get("run"), command=None if command is None else tuple(command))
-
-
-def _which(program: str) -> str | None:
-    import shutil
-
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
-    return program if "{" in program else shutil.which(program, path=path)
 
 
 def _listen(stream: Any, loop: asyncio.AbstractEventLoop, hear: Callable[[str], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any, cast
 import yaml
 
 from .nodes import Fields, Reader
+from .options import AGENT, HOW, PROGRAM, Options
 from .spec import (
     INVESTIGATE,
     REFINE,
@@ -20,7 +20,6 @@ from .spec import (
     AgentSpec,
     Coordination,
     Program,
-    Restart,
     StageSpec,
     SwarmSpec,
     SwarmType,
@@ -32,16 +31,11 @@ __all__ = ["load_swarm"]
 _SWARM = (
     "type", "task", "session", "context", "defaults", "agents", "coordination", "synthesis", "stages",
 )  # fmt: skip
-_PROGRAM = ("run", "command")
-_DEFAULTS = (*_PROGRAM, "restart", "env", "attempts", "timeout", "capabilities")
-_AGENT = (*_DEFAULTS, "focus", "expertise")
 _COORDINATION = ("share_findings", "avoid_duplicate_queries", "timeout", "lease")
-_SYNTHESIS = (*_PROGRAM, "agent", "action", "timeout")
-_STAGE = (*_PROGRAM, "stage", "agent", "task", "input", "output", "timeout")
-_RUN = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_SYNTHESIS = (*PROGRAM, "agent", "action", "timeout")
+_STAGE = (*PROGRAM, "stage", "agent", "task", "input", "output", "timeout")
 _AGENT_ID = re.compile(r"\S{1,100}")
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,99}")
-_HOW = "add `run: package.module:function` or `command: [program, argument]` here, or once for all under `defaults`"
 
 
 def load_swarm(path: Path | str) -> SwarmSpec:
@@ -66,8 +60,7 @@ class _Entry:
 class _Loader:
     def __init__(self, path: Path) -> None:
         self.reader = Reader(path)
-        self.defaults = AgentSpec("defaults")
-        self.default_capabilities: tuple[str, ...] | None = None
+        self.options = Options(self.reader)
 
     def load(self) -> SwarmSpec:
         reader = self.reader
@@ -84,9 +77,7 @@ class _Loader:
         kind = self._type(swarm)
         defaults = swarm.get("defaults")
         if defaults is not None:
-            found = reader.fields(defaults, "`defaults`", _DEFAULTS)
-            self.defaults = self._options("defaults", found)
-            self.default_capabilities = self.defaults.capabilities or None
+            self.options.set_defaults(defaults)
         progressive = kind is SwarmType.PROGRESSIVE_REFINEMENT
         agents = self._agents(swarm, progressive=progressive)
         stages: tuple[StageSpec, ...] = ()
@@ -98,7 +89,7 @@ class _Loader:
             reader.add(swarm.key("stages"), "`stages` belong to `type: progressive_refinement`")
         synthesis = self._synthesis(swarm, agents)
         if synthesis is not None:
-            agents = _with_synthesist(agents, synthesis.agent, self.defaults)
+            agents = _with_synthesist(agents, synthesis.agent, self.options.defaults)
         context = swarm.get("context")
         spec = SwarmSpec(
             type=kind or SwarmType.PARALLEL_INVESTIGATION,
@@ -150,20 +141,20 @@ class _Loader:
                 self.reader.add(entry.key, f"agent `{entry.id}` is there twice; first on line {line}")
                 continue
             first[entry.id] = entry.key
-            agent = self._options(entry.id, entry.fields)
+            agent = self.options.options(entry.id, entry.fields)
             focus = None
             if entry.fields is not None:
                 focus = entry.fields.get("focus") if progressive else entry.fields.need("focus", "Check deployments")
             elif not progressive:
                 self.reader.add(entry.key, f"agent `{entry.id}` needs `focus`, such as `Check recent deployments`")
             if not progressive and agent.program is None:
-                self.reader.add(entry.key, f"agent `{entry.id}` has no program: {_HOW}")
+                self.reader.add(entry.key, f"agent `{entry.id}` has no program: {HOW}")
             agents.append(
                 replace(
                     agent,
                     focus="" if focus is None else self.reader.text(focus, f"`focus` of agent `{entry.id}`"),
                     capabilities=agent.capabilities
-                    or self.default_capabilities
+                    or self.options.defaults.capabilities
                     or (REFINE if progressive else INVESTIGATE,),
                 )
             )
@@ -189,83 +180,11 @@ class _Loader:
     def _entry(self, name: str, key: yaml.Node, value: yaml.Node) -> _Entry:
         if value.tag == "tag:yaml.org,2002:null":
             return _Entry(name, key, None)
-        return _Entry(name, key, self.reader.fields(value, f"agent `{name}`", _AGENT))
+        return _Entry(name, key, self.reader.fields(value, f"agent `{name}`", AGENT))
 
     def _check_agent_id(self, node: yaml.Node, agent_id: str) -> None:
         if not _AGENT_ID.fullmatch(agent_id):
             self.reader.add(node, f"{agent_id!r:.120} is no agent's name: 1 to 100 characters without white space")
-
-    def _options(self, agent_id: str, fields: Fields | None) -> AgentSpec:
-        """What the file says about an agent, the defaults applied."""
-        base = replace(self.defaults, id=agent_id, capabilities=())
-        if fields is None:
-            return base
-        reader = self.reader
-        changes: dict[str, Any] = {}
-        program = self._program(fields)
-        if program is not None:
-            changes["program"] = program
-        if (node := fields.get("capabilities")) is not None:
-            changes["capabilities"] = reader.texts(node, "`capabilities`")
-            if not changes["capabilities"] and isinstance(node, yaml.SequenceNode):
-                reader.add(node, "`capabilities` must not be empty; leave it out for the usual ones")
-        if (node := fields.get("expertise")) is not None:
-            changes["expertise"] = self._expertise(node)
-        if (node := fields.get("restart")) is not None:
-            changes["restart"] = self._restart(node)
-        if (node := fields.get("env")) is not None:
-            own = {
-                name: reader.text(value, f"`{name}` of `env`") if _is_filled(value) else ""
-                for name, _, value in reader.pairs(node, "`env`")
-            }
-            changes["env"] = {**base.env, **own}
-        if (node := fields.get("attempts")) is not None:
-            changes["attempts"] = reader.number(node, "`attempts`", 1, 1000)
-        if (node := fields.get("timeout")) is not None:
-            changes["timeout"] = reader.duration(node, "`timeout`")
-        return replace(base, **changes)
-
-    def _program(self, fields: Fields) -> Program | None:
-        reader = self.reader
-        run, command = fields.get("run"), fields.get("command")
-        if run is not None and command is not None:
-            reader.add(fields.key("command"), "there are both `run` and `command`; leave one out")
-        if run is not None:
-            text = reader.text(run, "`run`")
-            if text.strip() and not _RUN.fullmatch(text):
-                reader.add(run, f"`run` must be like package.module:function, not {text!r:.80}")
-            return Program(run=text)
-        if command is not None:
-            if isinstance(command, yaml.ScalarNode):
-                reader.add(command, "`command` must be a list, such as [program, argument]; no shell is in between")
-                return Program(command=(str(command.value),))
-            words = tuple(
-                str(word.value) if isinstance(word, yaml.ScalarNode) else reader.text(word, "each word of `command`")
-                for word in reader.items(command, "`command`")
-            )
-            if isinstance(command, yaml.SequenceNode) and (not words or not words[0]):
-                reader.add(command, "`command` must begin with a program")
-            return Program(command=words)
-        return None
-
-    def _expertise(self, node: yaml.Node) -> dict[str, float]:
-        expertise: dict[str, float] = {}
-        for name, _, value in self.reader.pairs(node, "`expertise`"):
-            weight = self.reader.value(value, f"`{name}` of `expertise`")
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-                self.reader.add(value, f"`{name}` of `expertise` must be a number from 0 to 1")
-            else:
-                expertise[name] = 0.0 if math.isnan(weight) else float(weight)
-        return expertise
-
-    def _restart(self, node: yaml.Node) -> Restart:
-        value = self.reader.value(node, "`restart`")
-        if value in {"never", "on-failure", "always"}:
-            return Restart(on=value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1000:
-            return Restart(on="on-failure", at_most=value)
-        self.reader.add(node, "`restart` must be never, on-failure, always, or how often at most (0 to 1000)")
-        return Restart()
 
     # -------------------------------------------------------------------------------------------- the rest
 
@@ -301,9 +220,9 @@ class _Loader:
         if agent is not None and agent_id:
             self._check_agent_id(agent, agent_id)
         own = next((one.program for one in agents if one.id == agent_id), None)
-        program = self._program(fields) or own or self.defaults.program
+        program = self.options.program(fields) or own or self.options.defaults.program
         if program is None and isinstance(node, yaml.MappingNode):
-            reader.add(swarm.key("synthesis"), f"the synthesis has no program: {_HOW}")
+            reader.add(swarm.key("synthesis"), f"the synthesis has no program: {HOW}")
         timeout = fields.get("timeout")
         return SynthesisSpec(
             agent=agent_id,
@@ -347,8 +266,8 @@ class _Loader:
             stages.append(stage)
         used = {stage.agent for stage in stages}
         order = list(dict.fromkeys([*(stage.agent for stage in stages), *known]))
-        capabilities = self.default_capabilities or (REFINE,)
-        fresh = replace(self.defaults, capabilities=capabilities)
+        capabilities = self.options.defaults.capabilities or (REFINE,)
+        fresh = replace(self.options.defaults, capabilities=capabilities)
         return tuple(stages), [known.get(one) or replace(fresh, id=one) for one in order if one in used or one in known]
 
     def _stage(self, number: int, fields: Fields, known: dict[str, AgentSpec]) -> StageSpec:
@@ -361,9 +280,9 @@ class _Loader:
         if agent is not None and agent_id:
             self._check_agent_id(agent, agent_id)
         own = known.get(agent_id)
-        program = self._program(fields) or (own.program if own else None) or self.defaults.program
+        program = self.options.program(fields) or (own.program if own else None) or self.options.defaults.program
         if program is None and isinstance(fields.node, yaml.MappingNode):
-            reader.add(name_node or fields.node, f"stage `{name}` has no program: {_HOW}")
+            reader.add(name_node or fields.node, f"stage `{name}` has no program: {HOW}")
         output_name = None if output is None else self._name(output, "`output`")
         return StageSpec(
             name=name,
@@ -413,7 +332,3 @@ def _with_synthesist(agents: list[AgentSpec], agent_id: str, defaults: AgentSpec
         else agent
         for agent in agents
     ]
-
-
-def _is_filled(node: yaml.Node) -> bool:
-    return not (isinstance(node, yaml.ScalarNode) and not str(node.value))

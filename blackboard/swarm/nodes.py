@@ -81,7 +81,7 @@ class Reader:
             self.finish()
             raise
         try:
-            node = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             said = ", ".join(part for part in (error.context, error.problem) if part)
@@ -212,7 +212,7 @@ class Reader:
         """Any JSON value."""
         constructor = yaml.SafeLoader("")
         try:
-            found = cast("Any", constructor.construct_document(node))  # pyright: ignore[reportUnknownMemberType]
+            found: Any = constructor.construct_document(node)
             return load_json(dump_json(found, what))
         except yaml.MarkedYAMLError as error:
             self.add(node, f"{what}: {error.problem}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 from ..board import Session
@@ -80,9 +80,9 @@ async def earlier_tasks(session: Session) -> Earlier:
     earlier = Earlier()
     for kind in _TYPES:
         for task in await session.tasks.list(type=kind, limit=10_000):
-            if not isinstance(task.parameters, dict) or not isinstance(task.parameters.get("round"), int):
+            parameters = cast("dict[str, Any]", task.parameters if isinstance(task.parameters, dict) else {})
+            if not isinstance(parameters.get("round"), int):
                 continue  # added by an agent, not by us
-            parameters: dict[str, Any] = task.parameters
             if parameters["round"] > earlier.round:
                 earlier.round, earlier.from_stage = parameters["round"], parameters.get("from_stage")
             if not task.finished:

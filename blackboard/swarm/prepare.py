@@ -81,9 +81,8 @@ async def prepare(
     if before is not None and is_open:
         session, cursor = before, await before.events.now()
     else:
-        context = cast("dict[str, Any]", spec.context) if isinstance(spec.context, dict) else {"context": spec.context}
-        if spec.context is None:
-            context = {}
+        given: Any = {} if spec.context is None else spec.context
+        context = cast("dict[str, Any]", given if isinstance(given, dict) else {"context": given})
         session, cursor = await board.start(name, goal=spec.task, context={"task": spec.task, **context}), None
     report(Update.now(UpdateKind.SESSION, f"session {session.name} {session.id}", session_id=session.id))
     runner = await session.join(RUNNER, role="observer")

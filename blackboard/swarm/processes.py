@@ -134,11 +134,8 @@ class AgentProcess:
         if self._stopping.is_set():
             self.stop()
         agent_id = self.agent.id
-        self._report(
-            Update.now(
-                UpdateKind.AGENT_STARTED, f"{agent_id} runs as process {process.pid}", agent_id=agent_id, pid=process.pid
-            )
-        )
+        started = f"{agent_id} runs as process {process.pid}"
+        self._report(Update.now(UpdateKind.AGENT_STARTED, started, agent_id=agent_id, pid=process.pid))
         code = -signal.SIGKILL
         try:
             code = await process.wait()

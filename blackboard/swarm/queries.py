@@ -47,7 +47,7 @@ class Queries:
     def __init__(self, agent: Agent, *, shared: bool = True) -> None:
         """``shared`` False runs every query, as ``avoid_duplicate_queries: false`` wants it."""
         self._agent = agent
-        self._shared = shared
+        self.shared = shared
 
     async def run(
         self,
@@ -74,20 +74,20 @@ class Queries:
             WaitTimeout: somebody else's answer did not come in time.
             Exception: what ``execute`` raised.
         """
-        if not self._shared:
+        if not self.shared:
             return await _await(execute())
-        task, answer = await self._begin(source, query, timeout)
+        task, answer = await self.begin(source, query, timeout)
         if task is None:
             return answer
         try:
             answer = await _await(execute())
         except BaseException as error:
-            await self._give_up(task, error)
+            await self.give_up(task, error)
             raise
-        await self._finish(task, answer)
+        await self.finish(task, answer)
         return answer
 
-    async def _begin(self, source: str, query: Any, timeout: timedelta | None) -> tuple[TaskRecord | None, Any]:
+    async def begin(self, source: str, query: Any, timeout: timedelta | None) -> tuple[TaskRecord | None, Any]:
         """The claimed task, for the one who runs the query; None and the answer for all others."""
         name, normal = fingerprint(source, query)
         tasks = self._agent.tasks
@@ -116,16 +116,18 @@ class Queries:
             with suppress(WaitTimeout):
                 await tasks.wait(task_id, _LOOK if left is None else min(_LOOK, timedelta(seconds=left)))
 
-    async def _finish(self, task: TaskRecord, answer: Any) -> None:
+    async def finish(self, task: TaskRecord, answer: Any) -> None:
+        """The answer is there for all who ask."""
         try:
             await self._agent.tasks.complete(task, {"answer": answer})
         except LeaseLost:
             return  # somebody else runs it again; this answer is as good
         except BlackboardError as error:
-            await self._give_up(task, error)
+            await self.give_up(task, error)
             raise
 
-    async def _give_up(self, task: TaskRecord, error: BaseException) -> None:
+    async def give_up(self, task: TaskRecord, error: BaseException) -> None:
+        """The next one who asks runs the query."""
         with suppress(BlackboardError):
             if isinstance(error, Exception):
                 await self._agent.tasks.fail(task, error, delay=timedelta(0))
@@ -146,17 +148,17 @@ class BlockingQueries:
     ) -> Any:
         """The answer to the query, which ran once in this session; see ``Queries.run``."""
         queries = self._queries
-        if not queries._shared:  # noqa: SLF001 - its other half
+        if not queries.shared:
             return execute()
-        task, answer = self._wait(queries._begin(source, query, timeout))  # noqa: SLF001
+        task, answer = self._wait(queries.begin(source, query, timeout))
         if task is None:
             return answer
         try:
             answer = execute()
         except BaseException as error:
-            self._wait(queries._give_up(task, error))  # noqa: SLF001
+            self._wait(queries.give_up(task, error))
             raise
-        self._wait(queries._finish(task, answer))  # noqa: SLF001
+        self._wait(queries.finish(task, answer))
         return answer
 
     def _wait(self, work: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -75,7 +75,7 @@ async def run_swarm(
     """
     environment = dict(os.environ)
     if data_dir is not None:
-        environment["BLACKBOARD_DATA_DIR"] = str(Path(data_dir).absolute())
+        environment["BLACKBOARD_DATA_DIR"] = os.path.abspath(data_dir)  # noqa: PTH100 - of no file, just a name
     lease = spec.coordination.lease
     async with Blackboard.open(url, actor=RUNNER, data_dir=data_dir, lease_term=lease) as board:
         environment["BLACKBOARD_URL"] = board.url
@@ -112,7 +112,7 @@ def run_swarm_sync(spec: SwarmSpec, **options: Any) -> SwarmOutcome:
 
 
 @contextlib.contextmanager
-def _folders(logs: Path | str | None) -> Iterator[tuple[Path, Path]]:
+def _folders(logs: Path | str | None) -> Generator[tuple[Path, Path]]:
     """A folder for logs, which stays, and one for what holds secrets, which goes."""
     private = Path(tempfile.mkdtemp(prefix="blackboard-swarm-private-"))
     try:
@@ -228,7 +228,7 @@ class _Runner:
         await asyncio.gather(*supervisors, return_exceptions=True)
 
     @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> Generator[None]:
         """The first signal interrupts; a second one kills the processes at once."""
         loop = asyncio.get_running_loop()
         caught: list[signal.Signals] = []

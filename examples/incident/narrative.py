@@ -64,9 +64,11 @@ class Narrator:
             return ""
 
     def _session(self, event: Event, verb: str) -> tuple[str, int] | None:
+        del event
         return (f"session {verb}", 2) if verb in {"started", "completed", "failed", "paused", "resumed"} else None
 
     def _agent(self, event: Event, verb: str) -> tuple[str, int] | None:
+        del event
         return (f"{verb} the session", 1) if verb in {"joined", "left"} else None
 
     def _task(self, event: Event, verb: str) -> tuple[str, int] | None:

@@ -32,7 +32,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 section.decision { border-left: 5px solid var(--series-1); }
 .verdict { font-size: 19px; font-weight: 650; margin: 0 0 6px; }
 section.decision p:last-child { margin: 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
 .tile span { display: block; }
 .tile strong { font-size: 16px; }
@@ -74,7 +74,8 @@ details summary { cursor: pointer; }
 details summary h2 { display: inline; }
 footer { margin-top: 24px; text-align: center; }
 svg.plot { width: 100%; height: auto; display: block; }
-svg.plot text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--quiet); }
+svg.plot text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+svg.plot text { fill: var(--quiet); }
 svg.plot text.legend, svg.plot text.lane { fill: var(--ink); font-size: 12px; }
 svg.plot .grid { stroke: var(--grid); stroke-width: 1; }
 svg.plot .axis { stroke: var(--line); stroke-width: 1; }
@@ -82,12 +83,14 @@ svg.plot .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-lin
 svg.plot .limit { fill: none; stroke: var(--quiet); stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg.plot .mark { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 2 3; }
 svg.plot .mark.strong { stroke: var(--bad); stroke-dasharray: none; stroke-width: 1.5; }
-svg.plot text.strong-text { fill: var(--bad); font-weight: 600; }
+svg.plot text.strong-label { fill: var(--bad); font-weight: 600; }
 svg.plot .fill { opacity: 0.16; }
 svg.plot .line.s1 { stroke: var(--series-1); } svg.plot .line.s2 { stroke: var(--series-2); }
 svg.plot .line.s3 { stroke: var(--series-3); } svg.plot .line.s4 { stroke: var(--series-4); }
-svg.plot .fill.s1, svg.plot .dot.s1 { fill: var(--series-1); } svg.plot .fill.s2, svg.plot .dot.s2 { fill: var(--series-2); }
-svg.plot .fill.s3, svg.plot .dot.s3 { fill: var(--series-3); } svg.plot .fill.s4, svg.plot .dot.s4 { fill: var(--series-4); }
+svg.plot .fill.s1, svg.plot .dot.s1 { fill: var(--series-1); }
+svg.plot .fill.s2, svg.plot .dot.s2 { fill: var(--series-2); }
+svg.plot .fill.s3, svg.plot .dot.s3 { fill: var(--series-3); }
+svg.plot .fill.s4, svg.plot .dot.s4 { fill: var(--series-4); }
 svg.plot .dot { stroke: var(--card); stroke-width: 1.5; }
 svg.plot .bar.done { fill: var(--series-1); opacity: 0.28; }
 svg.plot .bar.lost { fill: var(--bad); opacity: 0.4; }

@@ -107,7 +107,8 @@ def time_plot(
     head = 14 * (max(rows, default=-1) + 1) + 8
     high = top if top is not None else nice_ceiling(max(value for _, value in every))
     bottom = head + height
-    total = bottom + 44
+    legend, legend_rows = _legend(lines, bottom + 36, WIDTH - RIGHT - 7 * len(unit))
+    total = bottom + 26 + 18 * legend_rows
 
     def x(at: dt.datetime) -> float:
         return LEFT + (at - start) / (end - start) * (WIDTH - LEFT - RIGHT)
@@ -121,8 +122,9 @@ def time_plot(
             'xmlns="http://www.w3.org/2000/svg">'
         )
     ]
-    for step in range(5):
-        value = high * step / 4
+    step = nice_ceiling(high / 4.5)
+    for number in range(math.floor(high / step + 1e-9) + 1):
+        value = number * step
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(
             f'<text class="tick" x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{_number(value)}</text>'
@@ -137,13 +139,13 @@ def time_plot(
             f'<line class="{kind}" x1="{x(mark.at):.1f}" x2="{x(mark.at):.1f}" y1="{label_y - 8}" y2="{bottom}"/>'
         )
         parts.append(
-            f'<text class="{"strong-text" if mark.strong else "mark-text"}" x="{x(mark.at) + dx:.1f}" y="{label_y}" text-anchor="{anchor}">'
+            f'<text class="{kind}-label" x="{x(mark.at) + dx:.1f}" y="{label_y}" text-anchor="{anchor}">'
             f"{escape(mark.label)}</text>"
         )
     for line in lines:
         parts += _drawn(line, x, y, bottom, end)
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(_legend(lines, bottom + 36))
+    parts.append(legend)
     if unit:
         parts.append(
             f'<text class="tick" x="{WIDTH - RIGHT}" y="{bottom + 36}" text-anchor="end">{escape(unit)}</text>'
@@ -158,7 +160,7 @@ def lanes_plot(
     """Who did what when: a row for each lane with its bars and dots, seconds since ``start`` on the axis."""
     if end <= start:
         end = start + dt.timedelta(seconds=1)
-    left, pitch = 190, 34
+    left, pitch = 228, 34
     shown = [mark for mark in marks if start <= mark.at <= end]
     rows = _label_rows(shown, start, end)
     head = 14 * (max(rows, default=-1) + 1) + 10
@@ -180,13 +182,13 @@ def lanes_plot(
         anchor, dx = ("end", -4) if x(mark.at) > WIDTH * 0.72 else ("start", 4)
         parts.append(
             f'<line class="mark strong" x1="{x(mark.at):.1f}" x2="{x(mark.at):.1f}" y1="{4 + 14 * row}" y2="{bottom}"/>'
-            f'<text class="mark strong-text" x="{x(mark.at) + dx:.1f}" y="{12 + 14 * row}" text-anchor="{anchor}">'
+            f'<text class="mark strong-label" x="{x(mark.at) + dx:.1f}" y="{12 + 14 * row}" text-anchor="{anchor}">'
             f"{escape(mark.label)}</text>"
         )
     for number, lane in enumerate(lanes):
         middle = head + pitch * number + pitch / 2
         parts.append(
-            f'<text class="lane" x="{left - 12}" y="{middle + 4:.1f}" text-anchor="end">{escape(_cut(lane.label, 28))}'
+            f'<text class="lane" x="{left - 12}" y="{middle + 4:.1f}" text-anchor="end">{escape(_cut(lane.label, 33))}'
             f'</text><line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
         )
         for bar in lane.bars:
@@ -237,16 +239,20 @@ def _drawn(line: Line, x: object, y: object, bottom: float, end: dt.datetime) ->
     return parts
 
 
-def _legend(lines: Sequence[Line], y: float) -> str:
+def _legend(lines: Sequence[Line], y: float, most: float) -> tuple[str, int]:
+    """The legend and how many rows it takes; no row goes beyond ``most``."""
     parts: list[str] = []
-    at = float(LEFT)
+    at, rows = float(LEFT), 1
     for line in lines:
         kind = "limit" if line.shape == "limit" else f"line s{line.colour}"
-        label = _cut(line.label, 60)
+        label = _cut(line.label, 100)
+        width = 24 + 6.6 * len(label)
+        if at > LEFT and at + width > most:
+            at, rows, y = float(LEFT), rows + 1, y + 18
         parts.append(f'<path class="{kind}" d="M{at:.1f},{y - 4}h18"/>')
         parts.append(f'<text class="legend" x="{at + 24:.1f}" y="{y}">{escape(label)}</text>')
-        at += 24 + 6.6 * len(label) + 22
-    return "".join(parts)
+        at += width + 22
+    return "".join(parts), rows
 
 
 def _label_rows(marks: Sequence[Mark], start: dt.datetime, end: dt.datetime) -> list[int]:

@@ -180,8 +180,10 @@ def _findings(case: CaseFile) -> str:
         hidden = f" · {finding.status}" if finding.status != "active" else ""
         rows.append(
             (
-                f"<strong>{h(finding.content)}</strong><br><span class='quiet'>{h(finding.agent_id)} · "
-                f"{h(finding.type)}{h(confirmed)}{h(hidden)}</span>",
+                (
+                    f"<strong>{h(finding.content)}</strong><br><span class='quiet'>{h(finding.agent_id)} · "
+                    f"{h(finding.type)}{h(confirmed)}{h(hidden)}</span>"
+                ),
                 "" if finding.confidence is None else f"{finding.confidence:.2f}",
                 f'<ul class="evidence">{evidence}</ul>',
             )
@@ -225,4 +227,5 @@ def _timeline(case: CaseFile) -> str:
         for told in case.told
         if told.weight > 0
     )
-    return f"<section><details open><summary><h2>Timeline</h2></summary>{_table(('UTC', 'who', 'what'), rows, 'timeline')}</details></section>"
+    table = _table(("UTC", "who", "what"), rows, "timeline")
+    return f"<section><details open><summary><h2>Timeline</h2></summary>{table}</details></section>"

@@ -488,13 +488,15 @@ BEGIN
         FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
     LOOP
         IF v_change.rewritten THEN
-            PERFORM blackboard.raise('BB012', 'A finding''s id, lineage and time of creation never change; supersede it.',
+            PERFORM blackboard.raise('BB012',
+                                     'A finding''s id, lineage and time of creation never change; supersede it.',
                                      jsonb_build_object('noun', 'finding', 'id', v_change.id));
         ELSIF v_change.miscounted THEN
             PERFORM blackboard.raise('BB005', 'A finding''s corroborations are counted, not set.',
                                      jsonb_build_object('field', 'corroborations', 'id', v_change.id));
         ELSIF v_change.overtrusted THEN
-            PERFORM blackboard.raise('BB005', 'A finding is not trusted more than its agent and what it was derived from.',
+            PERFORM blackboard.raise('BB005',
+                                     'A finding is not trusted more than its agent and what it was derived from.',
                                      jsonb_build_object('field', 'trust', 'id', v_change.id));
         ELSIF v_change.successor IS NOT NULL THEN
             -- Active ones only, so that no finding supersedes itself by way of others.
@@ -686,7 +688,8 @@ BEGIN
         NEW.revision := 0;
     ELSE
         IF OLD.status <> 'proposed' AND NEW.status <> OLD.status THEN
-            PERFORM blackboard.raise('BB003', format('This hypothesis is %s, and stays so; propose it anew.', OLD.status),
+            PERFORM blackboard.raise('BB003',
+                                     format('This hypothesis is %s, and stays so; propose it anew.', OLD.status),
                                      jsonb_build_object('noun', 'hypothesis', 'id', OLD.id, 'status', OLD.status));
         END IF;
         NEW.updated_at := blackboard.now();
@@ -1068,7 +1071,8 @@ BEGIN
         FOR NO KEY UPDATE;
         IF FOUND THEN
             IF v_finding.agent_id <> p_agent_id THEN
-                INSERT INTO blackboard.corroborations (session_id, finding_id, agent_id, report_id, confidence, evidence)
+                INSERT INTO blackboard.corroborations (session_id, finding_id, agent_id, report_id, confidence,
+                                                       evidence)
                 VALUES (p_session_id, v_finding.id, p_agent_id, p_id, p_confidence, p_evidence)
                 ON CONFLICT DO NOTHING;
                 SELECT * INTO v_finding FROM blackboard.findings f
@@ -1412,7 +1416,8 @@ BEGIN
         PERFORM 1 FROM blackboard.hypothesis_evidence e
         WHERE e.session_id = p_session_id AND e.hypothesis_id = p_id AND e.finding_id = p_finding_id;
         IF NOT FOUND THEN
-            PERFORM blackboard.raise('BB001', format('The finding %s is no evidence for this hypothesis.', p_finding_id),
+            PERFORM blackboard.raise('BB001',
+                                     format('The finding %s is no evidence for this hypothesis.', p_finding_id),
                                      jsonb_build_object('noun', 'evidence', 'id', p_finding_id));
         END IF;
     END IF;
