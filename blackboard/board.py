@@ -147,13 +147,16 @@ class Blackboard:
 
     @classmethod
     async def _open(cls, settings: Settings, migrate: bool | None, adopt: bool) -> Self:
+        revive = None
         if settings.url is None:
             server = EmbeddedServer(settings.data_dir, idle_timeout=timedelta(seconds=settings.idle_timeout))
             url = (await _apart(server.start)).url
+            # It ends itself when idle, and comes back when it is needed.
+            revive = server.start
             migrate = migrate is not False
         else:
             url = normalise_url(settings.url)
-        executor = open_executor(url, pool_size=settings.pool_size)
+        executor = open_executor(url, pool_size=settings.pool_size, revive=revive)
         try:
             await _check_schema(url, executor, migrate=bool(migrate))
             await _check_history(executor, adopt=adopt)

@@ -16,7 +16,7 @@ __all__ = ["app"]
 app = noun("Agents: who works in a session, and on what they are experts.")
 
 _COLUMNS = [
-    Column("id", lambda a: a.id),
+    Column("id", lambda a: a.id, most=0.5),
     Column("present", lambda a: "left" if a.left_at else a.present),
     Column("role", lambda a: a.role),
     Column("capabilities", lambda a: a.capabilities, grow=True),

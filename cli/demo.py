@@ -36,21 +36,14 @@ def demo(
         typer.Option(metavar="FILE", help="Search this log instead of the recorded incident; repeat it for more."),
     ] = None,
     deployments: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What was deployed when, beside --logs.")
+        Path | None, typer.Option(metavar="FILE", help="Your own log of what was deployed when.")
     ] = None,
     report_dir: Annotated[
-        Path, typer.Option("--report-dir", "--report", metavar="DIR", help="Where the report is written.")
-    ] = Path("blackboard-report"),
+        Path | None,
+        typer.Option("--report-dir", "--report", metavar="DIR", help="Where the report goes; incident-report here."),
+    ] = None,
 ) -> int:
     """Watch a swarm of agents investigate a recorded incident to an approved decision, or search your own logs."""
-    from blackboard.errors import ConfigurationError
-
-    given = [("logs", file) for file in logs or ()] + ([("deployments", deployments)] if deployments else [])
-    for field, file in given:
-        if not file.is_file():
-            raise ConfigurationError(f"There is no file {file}.", field=field)
-    if deployments is not None and not logs:
-        raise ConfigurationError("--deployments goes with --logs: say which logs to search.", field="deployments")
     # Type checkers do not find packages whose folder has another name.
     run_demo: Callable[..., int] = importlib.import_module("blackboard_examples.incident.demo").run_demo
     return run_demo(

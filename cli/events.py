@@ -26,9 +26,9 @@ app = single()
 _WORDS = ("title", "statement", "description", "name", "content", "choice", "reason", "error")
 # What the type, the actor or another column of the line says already, or what only programs need.
 _SILENT = {
-    "agent_id", "attempt", "ballots", "body", "claim_id", "created_by", "decided_at", "electors", "initiator",
-    "lease_id", "min_turnout", "request_id", "revision", "role", "rule", "session_id", "status", "threshold", "token",
-    "vote_weight", "weighted",
+    "agent_id", "attempt", "ballots", "because", "body", "claim_id", "created_by", "decided_at", "electors",
+    "initiator", "lease_id", "min_turnout", "request_id", "revision", "role", "rule", "session_id", "status",
+    "threshold", "token", "vote_weight", "weighted",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from .values import duration
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from blackboard.swarm.outcome import SwarmOutcome, Update
+    from blackboard.swarm import SwarmOutcome, Update
 
 __all__ = ["app"]
 
@@ -56,9 +56,7 @@ def run(
     grace: Annotated[str, typer.Option(metavar="DURATION", help="For processes that are asked to stop.")] = "5s",
 ) -> int:
     """Run a swarm to its end: each agent is a process of its own. Ctrl-C stops them all; running it again goes on."""
-    from blackboard.swarm.loader import load_swarm
-    from blackboard.swarm.outcome import SwarmStatus
-    from blackboard.swarm.runner import run_swarm_sync
+    from blackboard.swarm import SwarmStatus, load_swarm, run_swarm_sync
 
     term = duration(grace, "grace")
     spec = load_swarm(file)
@@ -81,7 +79,7 @@ def run(
 @command(app, "check", example="blackboard swarm check incident.yaml")
 def check(desk: Desk, *, file: File) -> None:
     """Check a swarm's file without running it; errors point at the line."""
-    from blackboard.swarm.loader import load_swarm
+    from blackboard.swarm import load_swarm
 
     spec = load_swarm(file)
     desk.out.facts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -34,15 +35,19 @@ def document(text: str | None, field: str) -> Any:
 def loose(text: str, field: str) -> Any:
     """As ``document``, but what does not look like JSON is text itself, so that plain words need no quotes.
 
+    What begins with ``{`` must be an object; ``[ERROR] disk full`` and ``"quoted" words`` are text where they are no
+    JSON. From stdin and files too.
+
     Raises:
-        InvalidInput: it begins like an object or a list and is none, or the file cannot be read; names ``field``.
+        InvalidInput: it begins like an object and is none, or the file cannot be read; names ``field``.
     """
-    if text == "-" or text.startswith(("@", "{", "[", '"')):
-        if text == "-":
-            source, _ = _source(text, field)
-            source = source.rstrip("\n")
-            return document(source, field) if source.lstrip()[:1] in {"{", "["} else source
+    if text == "-" or (text.startswith("@") and not any(map(str.isspace, text))):
+        text = _source(text, field)[0].rstrip("\n")
+    if text.lstrip().startswith("{"):
         return document(text, field)
+    if text.lstrip().startswith(("[", '"')):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
     return text
 
 

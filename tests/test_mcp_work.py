@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +15,7 @@ from blackboard.mcp.handlers import TOOLS
 from blackboard.repository.tasks import Tasks
 
 from .conftest import eventually
-from .mcp_client import Speaker, speaking
+from .mcp_client import Speaker, speaking, text_of
 
 
 @pytest.fixture
@@ -125,6 +126,25 @@ async def test_a_claimed_task_brings_the_results_it_depends_on(session: Session,
     assert failed["status"] == "failed"
 
 
+async def test_a_big_task_is_cut_and_can_be_seen_whole(session: Session, agent: Speaker) -> None:
+    first = await session.tasks.add("collect", {"lines": ["y" * 100] * 100})
+    await session.tasks.add("correlate", {"lines": ["z" * 100] * 100}, depends_on=[first.id])
+    collect = await agent("claim_task")
+    await agent(
+        "complete_task", task_id=collect["task"]["id"], token=collect["token"], result={"lines": ["w" * 100] * 100}
+    )
+    result = await agent.raw("claim_task", max_tokens=500)
+    claimed = result.structured_content
+    assert claimed["cut"]
+    assert len(json.dumps(claimed)) < 500 * 4 + 1500
+    assert len(text_of(result)) < 500 * 4 + 1500
+    assert "Cut to fit" in text_of(result)
+    whole = await agent("claim_task", task_id=claimed["task"]["id"], max_tokens=50_000)
+    assert (whole["token"], whole["cut"]) == (claimed["token"], False)
+    assert whole["task"]["parameters"] == {"lines": ["z" * 100] * 100}
+    assert whole["inputs"][0]["result"] == {"lines": ["w" * 100] * 100}
+
+
 async def test_no_task_is_an_answer_and_says_what_there_is(session: Session, agent: Speaker) -> None:
     task = await session.tasks.add("analyze", capability="metrics")
     text = await agent.text("claim_task")
@@ -132,8 +152,9 @@ async def test_no_task_is_an_answer_and_says_what_there_is(session: Session, age
     assert "swarm_wait" in text
     _, error = await agent.refused("claim_task", task_id=str(uuid.uuid4()))
     assert error["code"] == "not_found"
-    assert (await agent("claim_task", task_id=str(task.id)))["claimed"]
-    assert 'with "ops/a"' in await agent.text("claim_task", task_id=str(task.id))
+    other = await session.join("ops/other", capabilities=["metrics"])
+    assert await other.tasks.claim()
+    assert 'with "ops/other"' in await agent.text("claim_task", task_id=str(task.id))
     await session.pause()
     assert "paused" in await agent.text("claim_task")
 

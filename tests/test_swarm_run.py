@@ -301,7 +301,8 @@ async def test_when_the_time_is_up_the_synthesis_works_with_what_there_is(load: 
 
 
 async def test_what_does_not_let_go_when_the_time_is_up_is_killed(load: Load, database_url: str) -> None:
-    spec = load(agents(a="stuck_loop", b="hang_in_thread"), rest=f"  coordination: {{timeout: 1s, lease: 1s}}\n{SYNTHESIS}")
+    limits = "  coordination: {timeout: 2s, lease: 1s}"
+    spec = load(agents(a="stuck_loop", b="hang_in_thread"), rest=f"{limits}\n{SYNTHESIS}")
     outcome = await run_swarm(spec, url=database_url, grace=timedelta(seconds=1))
     assert outcome.status is SwarmStatus.COMPLETED
     assert outcome.result["missing"] == {"ops/a": "cancelled", "ops/b": "cancelled"}
@@ -458,12 +459,10 @@ async def test_a_cancelled_run_leaves_nothing(load: Load, database_url: str) -> 
 async def test_a_program_is_told_everything_in_its_environment(
     load: Load, database_url: str, board: Blackboard, tmp_path: Path
 ) -> None:
-    program = json.dumps(
-        [sys.executable, str(TESTS / "swarm_agents.py"), "show", "{focus}", "--config={mcp_config}", "{unknown} {{focus}"]
-    )
+    words = ["{python}", str(TESTS / "swarm_agents.py"), "show", "{focus}", "--config={mcp_config}", "{other} {{focus}"]
     spec = load(
-        f"  context: {{release: v1.2.3}}\n  agents:\n    - ops/d:\n        focus: look here\n        command: {program}\n"
-        "        env: {EXTRA: more}"
+        "  context: {release: v1.2.3}\n  agents:\n    - ops/d:\n        focus: look here\n"
+        f"        command: {json.dumps(words)}\n        env: {{EXTRA: more}}"
     )
     outcome = await run_swarm(spec, url=database_url, logs=tmp_path / "logs")
     assert outcome.status is SwarmStatus.COMPLETED, outcome
@@ -471,7 +470,7 @@ async def test_a_program_is_told_everything_in_its_environment(
     told = said["environment"]
     session = await board.session("inc")
     task = outcome.tasks[0]
-    assert said["arguments"] == ["look here", f"--config={said['config_path']}", "{unknown} {look here"]
+    assert said["arguments"] == ["look here", f"--config={said['config_path']}", "{other} {look here"]
     assert told["SWARM_SESSION"] == str(session.id)
     assert told["SWARM_FOCUS"] == "look here"
     assert told["SWARM_TASK_ID"] == str(task.task_id)

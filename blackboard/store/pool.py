@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ class PoolExecutor:
         application_name: shown in ``pg_stat_activity``, unless the URL names another.
         connect_timeout: seconds until a server that does not answer counts as unreachable.
         pooled: whether a transaction-pooling proxy (PgBouncer) is in between; None finds out.
+        revive: called, in a thread, before the second try of a call whose server was gone; starts the embedded one.
 
     Raises:
         ConfigurationError: ``url`` is no URL of a PostgreSQL.
@@ -56,8 +57,10 @@ class PoolExecutor:
         application_name: str = "blackboard",
         connect_timeout: float = 10,
         pooled: bool | None = None,
+        revive: Callable[[], object] | None = None,
     ) -> None:
         self._url = normalise_url(url)
+        self._revive = revive
         self._pool_size = pool_size
         self._application_name = application_name
         self._connect_timeout = connect_timeout
@@ -153,6 +156,11 @@ class PoolExecutor:
         if timed_out(error):
             return False  # the caller has waited as long as he said
         await asyncio.sleep(RETRY_SECONDS)
+        if self._revive is not None and isinstance(error, ServerUnreachable):
+            # [async-only]
+            await asyncio.to_thread(self._revive)
+            # [end]
+            # [sync-only] self._revive()
         # Whatever cut this connection cut the idle ones too.
         await self._close_idle(time.monotonic())
         return True

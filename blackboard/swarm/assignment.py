@@ -9,7 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from ..board import Agent, Session
@@ -17,6 +17,7 @@ from ..errors import ConfigurationError
 from ..models.tasks import TaskRecord
 from .privacy import OwnFindings
 from .queries import BlockingQueries, Queries
+from .spec import mapping
 
 __all__ = ["OFFERED", "Assignment", "call_function", "gather_inputs", "load_function", "own_findings_only"]
 
@@ -177,8 +178,7 @@ async def gather_inputs(session: Session, task: TaskRecord, results_of: Any) -> 
     """
     inputs: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    parameters = cast("dict[str, Any]", task.parameters if isinstance(task.parameters, dict) else {})
-    sources = cast("dict[str, dict[str, str]]", parameters.get("inputs") or {})
+    sources: dict[str, dict[str, str]] = mapping(mapping(task.parameters).get("inputs"))
     for name, source in sources.items():
         where = session if "session_id" not in source else await results_of(UUID(source["session_id"]))
         producer = (await where.tasks.get_many([UUID(source["task_id"])])).get(UUID(source["task_id"]))

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
-from typing import Any, cast
 from uuid import UUID
 
 from ..errors import BlackboardError, WaitTimeout
@@ -16,7 +15,7 @@ from ..models.tasks import TaskRecord, TaskStatus
 from .outcome import Update, UpdateKind
 from .prepare import Prepared
 from .processes import AgentProcess
-from .spec import SwarmSpec
+from .spec import SwarmSpec, mapping
 
 __all__ = ["Conductor"]
 
@@ -175,7 +174,7 @@ class Conductor:
         for task in self._plan.tasks:
             record = records[task.id]
             if record.status is not TaskStatus.COMPLETED:
-                error = cast("dict[str, Any]", record.error if isinstance(record.error, dict) else {}).get("message")
+                error = mapping(record.error).get("message")
                 why = f": {error}" if error else ""
                 self._problem(f"{record.type} of {task.name} ended {record.status.value}{why}")
 

@@ -20,8 +20,8 @@ __all__ = ["Fields", "Problem", "Reader", "parse_duration"]
 _MAX_BYTES = 1024 * 1024
 _MAX_NODES = 100_000
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd])")
 _LONGEST = timedelta(days=30)
 
 
@@ -212,7 +212,7 @@ class Reader:
         """Any JSON value."""
         constructor = yaml.SafeLoader("")
         try:
-            found: Any = constructor.construct_document(node)
+            found: Any = constructor.construct_document(node)  # pyright: ignore[reportUnknownMemberType]
             return load_json(dump_json(found, what))
         except yaml.MarkedYAMLError as error:
             self.add(node, f"{what}: {error.problem}")

@@ -102,7 +102,7 @@ class Options:
 
     def _restart(self, node: yaml.Node) -> Restart:
         value = self.reader.value(node, "`restart`")
-        if value in {"never", "on-failure", "always"}:
+        if isinstance(value, str) and value in {"never", "on-failure", "always"}:
             return Restart(on=value)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1000:
             return Restart(on="on-failure", at_most=value)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid5
 
 from ..board import Session
 from ..errors import ConfigurationError
 from ..jsonable import dump_json
 from ..models.tasks import Dependency, NewTask, TaskRecord, TaskStatus
-from .spec import INVESTIGATE, REFINE, SYNTHESIZE, Program, StageSpec, SwarmSpec, SwarmType
+from .spec import INVESTIGATE, REFINE, SYNTHESIZE, Program, StageSpec, SwarmSpec, SwarmType, mapping
 
 __all__ = ["Earlier", "Plan", "PlannedTask", "earlier_tasks", "make_plan"]
 
@@ -80,7 +80,7 @@ async def earlier_tasks(session: Session) -> Earlier:
     earlier = Earlier()
     for kind in _TYPES:
         for task in await session.tasks.list(type=kind, limit=10_000):
-            parameters = cast("dict[str, Any]", task.parameters if isinstance(task.parameters, dict) else {})
+            parameters = mapping(task.parameters)
             if not isinstance(parameters.get("round"), int):
                 continue  # added by an agent, not by us
             if parameters["round"] > earlier.round:

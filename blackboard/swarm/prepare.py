@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ async def prepare(
     spec: SwarmSpec,
     name: str,
     report: Callable[[Update], None],
+    interrupted: asyncio.Event,
     *,
     resume: bool | None,
     from_stage: str | None,
@@ -59,7 +61,7 @@ async def prepare(
 
     Raises:
         AlreadyExists, ConfigurationError, NotFound: as ``run_swarm`` does.
-        Conflict: another runner is at work in the session.
+        Conflict: another runner is at work in the session, or ``interrupted`` was set while waiting for it.
     """
     before = None
     with contextlib.suppress(NotFound):
@@ -86,7 +88,7 @@ async def prepare(
         session, cursor = await board.start(name, goal=spec.task, context={"task": spec.task, **context}), None
     report(Update.now(UpdateKind.SESSION, f"session {session.name} {session.id}", session_id=session.id))
     runner = await session.join(RUNNER, role="observer")
-    token = await _lock(runner, spec, report)
+    token = await _lock(runner, spec, report, interrupted)
     prepared = Prepared(session, runner, Plan(()), cursor, token)
     try:
         if is_open:
@@ -102,15 +104,24 @@ async def prepare(
     return Prepared(session, runner, plan, cursor, token)
 
 
-async def _lock(runner: Agent, spec: SwarmSpec, report: Callable[[Update], None]) -> int:
+async def _lock(
+    runner: Agent, spec: SwarmSpec, report: Callable[[Update], None], interrupted: asyncio.Event
+) -> int:
     grant = await runner.locks.try_acquire(_LOCK)
     if grant is None:
         # A runner that was killed holds it until its lease lapses; one that lives, for longer.
         wait = 2 * spec.coordination.lease
         seconds = round(wait.total_seconds())
         report(Update.now(UpdateKind.SESSION, f"another runner has this session; waiting {seconds} s for it to go"))
+        acquiring = asyncio.create_task(runner.locks.acquire(_LOCK, timeout=wait))
+        stopped = asyncio.create_task(interrupted.wait())
+        await asyncio.wait({acquiring, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        acquiring.cancel()  # does nothing once it is done
         try:
-            grant = await runner.locks.acquire(_LOCK, timeout=wait)
+            grant = await acquiring
+        except asyncio.CancelledError:
+            raise Conflict(f"Interrupted while waiting for another runner of {runner.session.name!r}.") from None
         except LockNotAcquired as error:
             raise Conflict(
                 f"Session {runner.session.name!r} is being run by another process; stop that one first.",

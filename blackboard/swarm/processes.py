@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .exits import EXIT_CONFIGURATION
+from .exits import EXIT_ABANDONED, EXIT_CONFIGURATION
 from .outcome import AgentOutcome, Update, UpdateKind
 from .spec import AgentSpec
 
@@ -71,10 +71,12 @@ class AgentProcess:
                 if code == EXIT_CONFIGURATION:
                     self.misconfigured = True
                     return
-                if not self.agent.restart.wanted(code, restarts):
-                    return
+                # One that ended to get rid of a stuck task is not dead: the task's attempts bound how often.
+                if code != EXIT_ABANDONED:
+                    if not self.agent.restart.wanted(code, restarts):
+                        return
+                    restarts += 1
                 pause = min(_LONGEST_PAUSE, 0.1 * 2 ** min(restarts, 10))
-                restarts += 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
         finally:

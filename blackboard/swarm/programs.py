@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from ..board import Agent, Blackboard, Session
@@ -18,7 +18,7 @@ from ..models.tasks import TaskRecord
 from .assignment import Assignment, call_function, gather_inputs, load_function, own_findings_only
 from .commands import fill_in, mcp_config, run_command, token_of, write_private
 from .queries import Queries
-from .spec import SYNTHESIZE, Program
+from .spec import SYNTHESIZE, Program, mapping
 
 __all__ = ["Programs"]
 
@@ -73,7 +73,7 @@ class Programs:
             return await board.session(session_id)
 
         inputs, missing = await gather_inputs(session, task, other_session)
-        parameters = cast("dict[str, Any]", task.parameters if isinstance(task.parameters, dict) else {})
+        parameters = mapping(task.parameters)
         seen = agent
         narrow = not self._plan["share_findings"] and task.type != SYNTHESIZE
         if narrow:

@@ -15,8 +15,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..board import Blackboard
-from ..errors import BlackboardError
+from ..board import Blackboard, Session
+from ..errors import BlackboardError, PayloadTooLarge, SessionClosed
 from ..models.sessions import SessionStatus
 from ..models.tasks import TaskRecord, TaskStatus
 from .conductor import Conductor
@@ -75,7 +75,7 @@ async def run_swarm(
     """
     environment = dict(os.environ)
     if data_dir is not None:
-        environment["BLACKBOARD_DATA_DIR"] = os.path.abspath(data_dir)  # noqa: PTH100 - of no file, just a name
+        environment["BLACKBOARD_DATA_DIR"] = str(data_dir)
     lease = spec.coordination.lease
     async with Blackboard.open(url, actor=RUNNER, data_dir=data_dir, lease_term=lease) as board:
         environment["BLACKBOARD_URL"] = board.url
@@ -89,6 +89,7 @@ async def run_swarm(
                     spec,
                     session_name or spec.session,
                     reporter.report,
+                    runner.interrupted,
                     resume=resume,
                     from_stage=None if from_stage is None else str(from_stage),
                 )
@@ -129,7 +130,7 @@ class _Runner:
         self._reporter = reporter
         self._environment = environment
         self._grace = grace
-        self._interrupted = asyncio.Event()
+        self.interrupted = asyncio.Event()
         self._processes: list[AgentProcess] = []
 
     async def run(self, prepared: Prepared, logs: Path, private: Path, *, close: bool) -> SwarmOutcome:
@@ -142,12 +143,13 @@ class _Runner:
         supervisors = [asyncio.create_task(process.supervise()) for process in self._processes]
         for supervisor in supervisors:
             supervisor.add_done_callback(lambda _: conductor.changed.set())
-        interrupting = asyncio.create_task(self._interrupted.wait())
+        interrupting = asyncio.create_task(self.interrupted.wait())
         conducting = asyncio.create_task(conductor.conduct())
         try:
             await asyncio.wait({interrupting, conducting}, return_when=asyncio.FIRST_COMPLETED)
             interrupted = not conducting.done()
             if interrupted:
+                report(Update.now(UpdateKind.STOPPING, "interrupted; run the same swarm again to go on"))
                 with contextlib.suppress(BlackboardError):
                     await session.pause()  # before the agents hand back their tasks, or the others would take them
             else:
@@ -176,10 +178,7 @@ class _Runner:
             problems=tuple(conductor.problems),
         )
         if close and not interrupted:
-            await session.close(
-                outcome=outcome.result if completed else _failure(outcome),
-                status=SessionStatus.COMPLETED if completed else SessionStatus.FAILED,
-            )
+            await _close(session, outcome)
         return outcome
 
     def _result(self, tasks: tuple[TaskOutcome, ...]) -> tuple[bool, Any]:
@@ -234,10 +233,10 @@ class _Runner:
         caught: list[signal.Signals] = []
 
         def interrupt() -> None:
-            if self._interrupted.is_set():
+            if self.interrupted.is_set():
                 for process in self._processes:
                     process.kill()
-            self._interrupted.set()
+            self.interrupted.set()
 
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             try:
@@ -262,6 +261,17 @@ def _task_outcome(task: PlannedTask, record: TaskRecord) -> TaskOutcome:
         result=record.result,
         error=None if record.status is TaskStatus.COMPLETED else record.error,
     )
+
+
+async def _close(session: Session, outcome: SwarmOutcome) -> None:
+    completed = outcome.status is SwarmStatus.COMPLETED
+    status = SessionStatus.COMPLETED if completed else SessionStatus.FAILED
+    try:
+        await session.close(outcome=outcome.result if completed else _failure(outcome), status=status)
+    except PayloadTooLarge:  # the results together; each is on its task
+        await session.close(outcome={"tasks": {task.name: str(task.task_id) for task in outcome.tasks}}, status=status)
+    except SessionClosed:
+        pass  # by somebody else meanwhile, whose outcome stands
 
 
 def _failure(outcome: SwarmOutcome) -> dict[str, Any]:

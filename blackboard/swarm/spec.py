@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = [
     "INVESTIGATE",
@@ -20,6 +20,7 @@ __all__ = [
     "SwarmSpec",
     "SwarmType",
     "SynthesisSpec",
+    "mapping",
 ]
 
 INVESTIGATE = "investigate"
@@ -162,3 +163,8 @@ class SwarmSpec:
     def agent(self, agent_id: str) -> AgentSpec:
         """The agent of that id."""
         return next(agent for agent in self.agents if agent.id == agent_id)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """``value`` if it is a JSON object, else an empty one."""
+    return cast("dict[str, Any]", value if isinstance(value, dict) else {})

@@ -19,6 +19,8 @@ __all__ = ["synthesize"]
 
 VALIDATED_FROM = 0.8
 REFUTED_UNTIL = 0.2
+MIN_SUPPORT = 2
+"""One measurement alone, such as what the messages say, makes a cause likely and not certain."""
 
 
 async def synthesize(
@@ -65,7 +67,7 @@ async def _verdicts(case: Case) -> list[Hypothesis]:
         ids = [link.finding_id for link in links if link.supports is verdict]
         sums = [sum(abs(link.log_odds) for link in links if link.supports is side) for side in (True, False)]
         now = hypothesis
-        if ids and (verdict or hypothesis.confidence <= REFUTED_UNTIL):
+        if len(ids) >= (MIN_SUPPORT if verdict else 1) and (verdict or hypothesis.confidence <= REFUTED_UNTIL):
             reason = (
                 f"confidence {hypothesis.confidence:.2f}; {len(links)} pieces of evidence, log-odds "
                 f"{sums[0]:.1f} for and {sums[1]:.1f} against"
@@ -116,7 +118,7 @@ def conclude(
         )
     parts = [f"{str(onset.content)[0].upper()}{str(onset.content)[1:]}."]
     if causes:
-        parts.append(f"Cause: {' and '.join(one.statement for one in causes)} ({causes[0].confidence:.0%}).")
+        parts.append(f"Cause: {' and '.join(f'{one.statement} ({one.confidence:.0%})' for one in causes)}.")
     else:
         likeliest = max(unsettled, key=lambda one: one.confidence, default=None)
         parts.append(

@@ -71,12 +71,19 @@ def _data(findings: Sequence[Finding], kind: str) -> dict[str, Any] | None:
     return None if found is None else dict(found.provenance.get("data") or {})
 
 
+def _times(onset: dict[str, Any]) -> str:
+    facts = onset["onset"]
+    if facts["baseline_per_minute"] > 0:
+        return f"{float(facts['ratio']):.0f}x baseline"
+    return f"{float(facts['incident_per_minute']):.1f} a minute from none"
+
+
 def _by_correlation(findings: Sequence[Finding]) -> Ballot:
     onset, change = _data(findings, "onset"), _data(findings, "correlation")
     if onset is None or change is None:
         return Ballot("abstain", 0.5, "No change was measured against the errors")
     ratio, score = float(onset["onset"]["ratio"]), float(change["score"])
-    said = f"Error rate {ratio:.0f}x baseline; {change['change']} explains the onset with score {score:.2f}"
+    said = f"Error rate {_times(onset)}; {change['change']} explains the onset with score {score:.2f}"
     if ratio >= CLEAR_RATIO and score >= CLEAR_SCORE:
         return Ballot("yes", round(min(0.99, score), 2), said)
     if score >= WEAK_SCORE:
@@ -122,7 +129,7 @@ def _by_severity(findings: Sequence[Finding]) -> Ballot:
         return Ballot("no", 0.9, "Errors did not rise: nobody needs to be called")
     ratio = float(onset["onset"]["ratio"])
     ended = onset["onset"]["ended_at"] is not None
-    said = f"Error rate {ratio:.0f}x baseline, {'over again' if ended else 'still going on'}"
+    said = f"Error rate {_times(onset)}, {'over again' if ended else 'still going on'}"
     if ratio >= CLEAR_RATIO and not ended:
         return Ballot("yes", 0.9, said)
     if ratio >= CLEAR_RATIO:

@@ -260,11 +260,23 @@ class Case:
                 hypothesis_id(self.session.id, kind), finding, supports=log_odds > 0, weight=weight
             )
 
-    async def assess(self, kind: str, confidence: float, reason: str) -> None:
-        """This agent's own view of the hypothesis is on the board, if the hypothesis is and is still open."""
+    async def assess(self, kind: str, share: float, reason: str) -> None:
+        """This agent's own view of the hypothesis is on the board, if the hypothesis is and is still open.
+
+        It is a starting point, around that of a new hypothesis: what was measured counts as evidence, and must not
+        count twice.
+
+        Args:
+            kind: of the hypothesis.
+            share: how much of what this agent has looked at agrees with it, in [0, 1].
+            reason: what that is.
+        """
+        confidence = round(0.15 + 0.25 * min(1.0, max(0.0, share)), 2)
         with contextlib.suppress(NotFound, Conflict):
             await self.agent.hypotheses.assess(
-                hypothesis_id(self.session.id, kind), min(0.99, max(0.01, confidence)), reason=clean(reason)
+                hypothesis_id(self.session.id, kind),
+                confidence,
+                reason=clean(f"before the evidence is weighed: {reason}"),
             )
 
     # ------------------------------------------------------------------------------------------------- waiting

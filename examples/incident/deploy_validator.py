@@ -63,9 +63,7 @@ async def investigate(agent: Agent, focus: str, *, task: TaskRecord, queries: An
     for gauge in gauges:
         for claim in gauge_claims(case, exam, gauge, onset):
             await case.report(claim)
-        await case.assess(
-            gauge.suspect.kind, 0.1 + 0.8 * gauge.judged.score, f"the gauge {gauge.judged.subject} by itself says so"
-        )
+        await case.assess(gauge.suspect.kind, gauge.judged.score, f"the gauge {gauge.judged.subject} by itself says so")
     if best is None:
         return case.result("no deployments to look at, so no change can be blamed")
     return case.result(

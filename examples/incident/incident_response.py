@@ -10,7 +10,7 @@ from blackboard.models.tasks import TaskRecord
 from .analysis import Level, NoOnset, Onset
 from .ballots import cast_ballot
 from .casework import VOTE, Case, Claim
-from .examination import Examination, clock
+from .examination import Examination, clock, rise
 from .scan import Scan, Security
 from .suspects import PRIOR, TRAFFIC, Suspect, candidates, gauge_cases, message_shares
 
@@ -50,13 +50,11 @@ async def investigate(agent: Agent, focus: str, *, task: TaskRecord, queries: An
         await case.report(leak)
     for suspect in suspects:
         share = next((one.share for one in shares if one.suspect is suspect), 0.0)
-        await case.assess(
-            suspect.kind, 0.1 + 0.8 * share, f"{share:.0%} of the errors since the onset speak of {suspect.words}"
-        )
-    await case.assess(TRAFFIC, 0.2, "the messages speak of no overload by requests")
+        await case.assess(suspect.kind, share, f"{share:.0%} of the errors since the onset speak of {suspect.words}")
+    await case.assess(TRAFFIC, 0.0, "the messages speak of no overload by requests")
     top = shares[0] if shares else None
     return case.result(
-        f"errors began at {clock(onset.at)} UTC, {onset.ratio:.0f} times the rate before"
+        f"errors began at {clock(onset.at)} UTC: {rise(onset.incident_per_minute, onset.baseline_per_minute)}"
         + (f"; {top.share:.0%} of them speak of {top.suspect.words}" if top is not None else ""),
         onset=onset.at.isoformat(),
     )
@@ -138,8 +136,8 @@ def onset_claim(exam: Examination) -> Claim:
     }
     return Claim(
         "onset",
-        f"errors in {source} began at {clock(found.at)} UTC: {found.incident_per_minute:.1f} a minute, "
-        f"{found.baseline_per_minute:.2f} before ({found.ratio:.0f} times), {ended}",
+        f"errors in {source} began at {clock(found.at)} UTC: "
+        f"{rise(found.incident_per_minute, found.baseline_per_minute)}, {ended}",
         ((source, f"detect_onset: {found.method}", result),),
         confidence=round(found.log_likelihood_ratio / (found.log_likelihood_ratio + found.threshold), 3),
         data=data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,9 @@ class Told:
 
 
 def one_line(value: Any, most: int = 400) -> str:
-    """The value on one line, cut to so many characters."""
+    """The value on one line, cut to so many characters; objects and lists as JSON."""
+    if isinstance(value, dict | list | tuple):
+        value = json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(str(value).split())
     return text if len(text) <= most else text[: most - 1] + "…"
 

@@ -138,8 +138,9 @@ def time_plot(
         parts.append(
             f'<line class="{kind}" x1="{x(mark.at):.1f}" x2="{x(mark.at):.1f}" y1="{label_y - 8}" y2="{bottom}"/>'
         )
+        style = "strong-label" if mark.strong else "tick"
         parts.append(
-            f'<text class="{kind}-label" x="{x(mark.at) + dx:.1f}" y="{label_y}" text-anchor="{anchor}">'
+            f'<text class="{style}" x="{x(mark.at) + dx:.1f}" y="{label_y}" text-anchor="{anchor}">'
             f"{escape(mark.label)}</text>"
         )
     for line in lines:
@@ -182,7 +183,7 @@ def lanes_plot(
         anchor, dx = ("end", -4) if x(mark.at) > WIDTH * 0.72 else ("start", 4)
         parts.append(
             f'<line class="mark strong" x1="{x(mark.at):.1f}" x2="{x(mark.at):.1f}" y1="{4 + 14 * row}" y2="{bottom}"/>'
-            f'<text class="mark strong-label" x="{x(mark.at) + dx:.1f}" y="{12 + 14 * row}" text-anchor="{anchor}">'
+            f'<text class="strong-label" x="{x(mark.at) + dx:.1f}" y="{12 + 14 * row}" text-anchor="{anchor}">'
             f"{escape(mark.label)}</text>"
         )
     for number, lane in enumerate(lanes):

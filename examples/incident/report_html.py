@@ -114,7 +114,7 @@ def _hypothesis(case: CaseFile, argued: Argued) -> str:
     return (
         f'<article class="hypothesis"><h3>{h(one.statement)} {_badge(one.status)}</h3>'
         f'<div class="meter"><span style="width:{width}"></span></div>'
-        f"<p><strong>{one.confidence:.2f}</strong>{by}; proposed by {h(one.agent_id)} at {one.prior:.2f}"
+        f"<p><strong>{one.confidence:.2f}</strong>, {h(one.status)}{by}; proposed by {h(one.agent_id)} at {one.prior:.2f}"
         f"{'. ' + h(one.reason) if one.reason else ''}</p>"
         f'<div class="columns">{columns}</div>'
         f'<p class="quiet">Assessments: {assessments}</p>'
@@ -143,8 +143,8 @@ def _votes(case: CaseFile) -> str:
         ]
         parts.append(
             f"<h3>{h(proposal.title)} {_badge(proposal.status)}</h3><p>{h(proposal.rule)} of {len(proposal.electors)}: "
-            f"{tally.votes_for} yes, {tally.votes_against} no, {tally.abstentions} abstain, {tally.outstanding} did not "
-            "vote</p>" + _table(("agent", "vote", "confidence", "reason"), rows)
+            f"{tally.votes_for} yes, {tally.votes_against} no, {tally.abstentions} abstain, "
+            f"{tally.outstanding} did not vote</p>" + _table(("agent", "vote", "confidence", "reason"), rows)
         )
     for action in case.actions:
         rows = [("type and target", f"{h(action.type)} on {h(action.target)}"), ("parameters", h(action.parameters))]

@@ -163,7 +163,7 @@ async def _weigh(case: Case, exam: Examination) -> None:
             await case.report(claim)
         await case.assess(
             gauge.suspect.kind,
-            0.1 + 0.8 * gauge.judged.score,
+            gauge.judged.score,
             f"what was measured on {gauge.judged.subject} adds up to {gauge.judged.score:.2f}",
         )
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .executor import Executor
 from .psycopg_executor import PsycopgExecutor
 
@@ -16,6 +18,7 @@ def open_executor(
     application_name: str = "blackboard",
     connect_timeout: float = 10,
     pooled: bool | None = None,
+    revive: Callable[[], object] | None = None,
 ) -> Executor:
     """A pool of connections to ``url``, opened at the first call; ``close`` it in the end.
 
@@ -25,6 +28,7 @@ def open_executor(
         application_name: shown in ``pg_stat_activity``, unless the URL names another.
         connect_timeout: seconds until a server that does not answer counts as unreachable.
         pooled: whether a transaction-pooling proxy such as PgBouncer is in between; None finds out.
+        revive: called before a call whose server was gone is tried again; starts the embedded server.
 
     Raises:
         ConfigurationError: ``url`` is no URL of a PostgreSQL.
@@ -36,4 +40,5 @@ def open_executor(
         application_name=application_name,
         connect_timeout=connect_timeout,
         pooled=pooled,
+        revive=revive,
     )
