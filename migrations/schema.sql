@@ -297,11 +297,12 @@ CREATE TABLE blackboard.tasks (
     CONSTRAINT tasks_priority_range CHECK (((priority >= 0) AND (priority <= 10))),
     CONSTRAINT tasks_progress_size CHECK ((pg_column_size(progress) <= 1048576)),
     CONSTRAINT tasks_ready_is_approved CHECK (((NOT requires_approval) OR (approved_by IS NOT NULL) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'running'::text])))),
+    CONSTRAINT tasks_ready_is_unblocked CHECK (((blockers = 0) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text])))),
     CONSTRAINT tasks_result_size CHECK ((pg_column_size(result) <= 1048576)),
     CONSTRAINT tasks_retry_delay_range CHECK (((retry_delay >= '00:00:00'::interval) AND (retry_delay <= '30 days'::interval))),
     CONSTRAINT tasks_run_at_when_scheduled CHECK (((status <> 'scheduled'::text) OR (run_at IS NOT NULL))),
     CONSTRAINT tasks_status_known CHECK ((status = ANY (ARRAY['scheduled'::text, 'blocked'::text, 'awaiting_approval'::text, 'held'::text, 'pending'::text, 'assigned'::text, 'running'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text]))),
-    CONSTRAINT tasks_timeout_positive CHECK ((timeout > '00:00:00'::interval)),
+    CONSTRAINT tasks_timeout_range CHECK (((timeout > '00:00:00'::interval) AND (timeout <= '3650 days'::interval))),
     CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50)))
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
@@ -359,20 +360,20 @@ BEGIN
         END IF;
     END IF;
     IF EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
-        SELECT (d.edge ->> 'id')::uuid INTO v_id
+        SELECT d.id INTO v_id
         FROM unnest(p_ids, p_options) x (id, options),
-             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+             LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
         WHERE NOT EXISTS (SELECT FROM blackboard.tasks t
-                          WHERE t.session_id = p_session_id AND t.id = (d.edge ->> 'id')::uuid)
+                          WHERE t.session_id = p_session_id AND t.id = d.id)
         LIMIT 1;
         IF FOUND THEN
             PERFORM blackboard.raise('BB001', format('There is no task %s in this session to depend on.', v_id),
                                      jsonb_build_object('noun', 'task', 'id', v_id, 'field', 'depends_on'));
         END IF;
         INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id, on_failure)
-        SELECT p_session_id, x.id, (d.edge ->> 'id')::uuid, coalesce(d.edge ->> 'on_failure', 'fail')
+        SELECT p_session_id, x.id, d.id, d.on_failure
         FROM unnest(p_ids, p_options) x (id, options),
-             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+             LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
         ON CONFLICT DO NOTHING;
     END IF;
     RETURN v_added;
@@ -452,6 +453,7 @@ BEGIN
             PERFORM blackboard.raise('BB002', 'A finding belongs to a session: give its session_id.',
                                      '{"field": "session_id"}');
         END IF;
+        NEW.id := coalesce(NEW.id, gen_random_uuid());
         -- A duplicate becomes a corroboration: RETURNING then gives the row that was there.
         v_finding := blackboard.report_finding(NEW.session_id, NEW.id, NEW.agent_id, NEW.finding_type, NEW.content,
                                                'observation', NEW.confidence);
@@ -479,6 +481,9 @@ BEGIN
         RETURN OLD;
     END IF;
     IF TG_OP = 'INSERT' THEN
+        NEW.id := coalesce(NEW.id, gen_random_uuid());
+        NEW.status := coalesce(NEW.status, 'active');
+        NEW.created_at := coalesce(NEW.created_at, blackboard.now());
         INSERT INTO blackboard.sessions (id, name, context, status, created_at)
         VALUES (NEW.id, 'session ' || NEW.id, NEW.context, NEW.status, NEW.created_at);
         RETURN NEW;
@@ -524,7 +529,10 @@ BEGIN
             PERFORM blackboard.raise('BB002', 'A task belongs to a session: give its session_id.',
                                      '{"field": "session_id"}');
         END IF;
-        IF coalesce(NEW.status, '') NOT IN ('pending', 'assigned') THEN
+        NEW.id := coalesce(NEW.id, gen_random_uuid());
+        NEW.status := coalesce(NEW.status, 'pending');
+        NEW.created_at := coalesce(NEW.created_at, blackboard.now());
+        IF NEW.status NOT IN ('pending', 'assigned') THEN
             PERFORM blackboard.raise('BB003', 'A task is not born running or finished: insert it as pending, then '
                                               'update its status.', '{"noun": "task", "field": "status"}');
         END IF;
@@ -540,6 +548,20 @@ BEGIN
                                      '{"field": "id"}');
         END IF;
         SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id FOR UPDATE;
+        IF (v_task.status, v_task.assigned_to) IS DISTINCT FROM (OLD.status::text, OLD.assigned_to::text) THEN
+            RETURN NULL;
+        END IF;
+        NEW.status := coalesce(NEW.status, OLD.status);
+        IF v_task.status = 'running' AND (NEW.status NOT IN ('running', 'cancelled')
+                                          OR NEW.result IS DISTINCT FROM OLD.result
+                                          OR NEW.assigned_to IS DISTINCT FROM OLD.assigned_to) THEN
+            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
+            IF NOT FOUND THEN
+                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
+                                                         v_task.assigned_to),
+                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
+            END IF;
+        END IF;
         IF NEW.parameters IS DISTINCT FROM OLD.parameters THEN
             UPDATE blackboard.tasks SET parameters = coalesce(NEW.parameters, '{}')
             WHERE session_id = OLD.session_id AND id = OLD.id;
@@ -557,12 +579,6 @@ BEGIN
             END IF;
         END IF;
         IF NEW.status IN ('completed', 'failed') AND NEW.status <> OLD.status AND v_task.status = 'running' THEN
-            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
-            IF NOT FOUND THEN
-                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
-                                                         v_task.assigned_to),
-                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
-            END IF;
             IF NEW.status = 'completed' THEN
                 PERFORM blackboard.complete_tasks(OLD.session_id, ARRAY[OLD.id], ARRAY[v_task.claim_id],
                                                   ARRAY[v_task.attempt], ARRAY[NEW.result], v_actor);
@@ -581,11 +597,21 @@ BEGIN
         ELSIF NEW.status <> v_task.status THEN
             PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
                                      jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
-        ELSIF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to AND v_task.status IN ('pending', 'assigned') THEN
-            UPDATE blackboard.tasks
-            SET assigned_to = NEW.assigned_to,
-                status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
-            WHERE session_id = OLD.session_id AND id = OLD.id;
+        ELSE
+            IF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
+                IF v_task.status NOT IN ('pending', 'assigned') THEN
+                    PERFORM blackboard.raise('BB003', format('A task that is %s is not assigned anew.', v_task.status),
+                                             jsonb_build_object('noun', 'task', 'id', v_task.id, 'field', 'assigned_to',
+                                                                'status', v_task.status));
+                END IF;
+                UPDATE blackboard.tasks
+                SET assigned_to = NEW.assigned_to,
+                    status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
+                WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+            IF NEW.result IS DISTINCT FROM v_task.result THEN
+                UPDATE blackboard.tasks SET result = NEW.result WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
         END IF;
         SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
     END IF;
@@ -627,15 +653,18 @@ BEGIN
                  row_number() OVER (ORDER BY x.weight DESC, w.position) AS place
           FROM unnest(p_finding_ids) WITH ORDINALITY w (id, position)
           JOIN blackboard.findings f ON f.session_id = p_session_id AND f.id = w.id,
-               LATERAL (SELECT blackboard.expertise(f.agent_id, f.category)
-                               * (jsonb_array_length(f.evidence)::double precision * 0.1::double precision
-                                  + 0.5::double precision) AS weight) x
+               LATERAL (SELECT blackboard.product(
+                            blackboard.expertise(f.agent_id, f.category),
+                            jsonb_array_length(f.evidence)::double precision * 0.1::double precision
+                            + 0.5::double precision) AS weight) x
           WHERE f.confidence IS NOT NULL) s
     WHERE p_max_findings IS NULL OR s.place <= p_max_findings;
     IF p_method = 'log_odds' THEN
         RETURN blackboard.pool_log_odds(v_confidences, v_weights);
     END IF;
-    SELECT coalesce(sum(u.c * u.w ORDER BY u.position) / nullif(sum(u.w ORDER BY u.position), 0), 0) INTO v_result
+    SELECT CASE WHEN sum(blackboard.product(u.c, u.w) ORDER BY u.position) > 1e-300
+                THEN sum(blackboard.product(u.c, u.w) ORDER BY u.position) / sum(u.w ORDER BY u.position)
+                ELSE 0 END INTO v_result
     FROM unnest(v_confidences, v_weights) WITH ORDINALITY u (c, w, position);
     RETURN v_result;
 END
@@ -757,7 +786,8 @@ $$;
 CREATE FUNCTION blackboard.backoff(p_delay interval, p_attempt integer) RETURNS interval
     LANGUAGE sql
     AS $$
-    SELECT least(p_delay * power(2, least(greatest(p_attempt, 1) - 1, 30)), interval '1 hour') * (0.5 + random())
+    SELECT least(extract(epoch FROM p_delay)::double precision * power(2::double precision, least(greatest(p_attempt, 1) - 1, 30)),
+                 greatest(extract(epoch FROM p_delay)::double precision, 3600)) * (0.5 + random()) * interval '1 second'
 $$;
 
 CREATE FUNCTION blackboard.ballots_pass(p_rule text, p_threshold double precision, p_min_turnout double precision, p_yes numeric, p_no numeric, p_abstained numeric, p_total numeric) RETURNS boolean
@@ -852,19 +882,15 @@ DECLARE
     v_path uuid[];
 BEGIN
     FOR v_session IN SELECT DISTINCT n.session_id FROM new_rows n ORDER BY 1 LOOP
+        PERFORM blackboard.check_sessions(ARRAY[v_session]);
+        IF EXISTS (SELECT FROM new_rows n WHERE n.session_id = v_session AND n.state <> 'waiting') THEN
+            PERFORM blackboard.raise('BB003', 'A new dependency waits; whether it is satisfied the board finds out.',
+                                     '{"noun": "task", "field": "state"}');
+        END IF;
         -- Edges of one session are added one transaction at a time: two halves of a cycle must see each other.
         PERFORM pg_advisory_xact_lock(hashtextextended('blackboard dependencies ' || v_session, 0));
-        -- The search starts at new edges only, and needs a task that both has dependants and depends.
-        WITH RECURSIVE walk AS (
-            SELECT n.task_id AS origin, n.depends_on_id AS at_id, ARRAY[n.task_id, n.depends_on_id] AS path
-            FROM new_rows n WHERE n.session_id = v_session
-            UNION ALL
-            SELECT w.origin, d.depends_on_id, w.path || d.depends_on_id
-            FROM walk w
-            JOIN blackboard.task_dependencies d ON d.session_id = v_session AND d.task_id = w.at_id
-            WHERE w.at_id <> w.origin AND NOT d.depends_on_id = ANY (w.path[2:])
-        ) CYCLE at_id SET seen USING visited
-        SELECT w.path INTO v_path FROM walk w WHERE w.at_id = w.origin LIMIT 1;
+        v_path := blackboard.dependency_cycle(
+            v_session, array(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.session_id = v_session));
         IF v_path IS NOT NULL THEN
             PERFORM blackboard.raise('BB008', 'The dependencies form a cycle: ' || array_to_string(v_path, ' -> ')
                                               || '. Leave one of these edges out.',
@@ -900,14 +926,30 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.check_reopened_task() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(ARRAY[NEW.session_id]);
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.check_sessions(p_session_ids uuid[]) RETURNS void
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     AS $$
 DECLARE
     v_id uuid;
 BEGIN
     FOREACH v_id IN ARRAY p_session_ids LOOP
-        PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused');
+        PERFORM pg_advisory_xact_lock_shared(blackboard.session_lock(v_id));
+        IF current_setting('transaction_isolation') = 'read committed' THEN
+            PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused');
+        ELSE
+            -- An older snapshot may still show a closed session as open: locking its row finds out.
+            PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused') FOR KEY SHARE;
+        END IF;
         IF NOT FOUND THEN
             PERFORM blackboard.open_session(v_id);
         END IF;
@@ -971,7 +1013,7 @@ CREATE FUNCTION blackboard.claim_tasks(p_session_id uuid, p_agent_id text, p_cap
     SET enable_sort TO 'off'
     AS $$
 DECLARE
-    v_left integer := p_limit;
+    v_left integer := coalesce(p_limit, 1);
     v_got integer;
     v_below smallint := 11;
     v_priority smallint;
@@ -992,7 +1034,7 @@ BEGIN
         PERFORM blackboard.open_session(p_session_id);
         RETURN;
     END IF;
-    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(p_limit, 100));
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(v_left, 100));
 
     RETURN QUERY
     WITH picked AS MATERIALIZED (
@@ -1098,10 +1140,9 @@ CREATE FUNCTION blackboard.close_session(p_session_id uuid, p_status text, p_out
     AS $$
 DECLARE
     v_session blackboard.sessions;
-    v_id uuid;
 BEGIN
     PERFORM blackboard.act_as(p_actor);
-    IF p_status NOT IN ('completed', 'failed') THEN
+    IF p_status IS NULL OR p_status NOT IN ('completed', 'failed') THEN
         PERFORM blackboard.raise('BB002', 'A session is closed as completed or failed.', '{"field": "status"}');
     END IF;
     SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id FOR UPDATE;
@@ -1109,24 +1150,6 @@ BEGIN
         RETURN v_session;
     END IF;
     PERFORM blackboard.open_session(p_session_id);
-
-    UPDATE blackboard.proposals SET status = 'expired' WHERE session_id = p_session_id AND status = 'open';
-    UPDATE blackboard.actions
-    SET status = 'rejected', rejected_by = blackboard.current_actor(), approval_reason = 'The session was closed.',
-        decided_at = blackboard.now()
-    WHERE session_id = p_session_id AND status IN ('proposed', 'awaiting_approval');
-    PERFORM 1 FROM blackboard.tasks
-    WHERE session_id = p_session_id AND completed_at IS NULL ORDER BY id FOR UPDATE;
-    UPDATE blackboard.tasks
-    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
-        error = jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
-    WHERE session_id = p_session_id AND completed_at IS NULL AND status <> 'running';
-    UPDATE blackboard.tasks SET cancel_requested = true
-    WHERE session_id = p_session_id AND status = 'running' AND NOT cancel_requested;
-    DELETE FROM blackboard.lock_waiters WHERE session_id = p_session_id;
-    UPDATE blackboard.locks SET holder = NULL, lease_id = NULL, request_id = NULL, acquired_at = NULL, expires_at = NULL
-    WHERE session_id = p_session_id AND holder IS NOT NULL;
-
     UPDATE blackboard.sessions SET status = p_status, outcome = p_outcome, closed_at = blackboard.now()
     WHERE id = p_session_id RETURNING * INTO v_session;
     RETURN v_session;
@@ -1179,6 +1202,7 @@ BEGIN
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, result)
         SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r
+        WHERE EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = r.id)
         ON CONFLICT DO NOTHING)
     SELECT r.id FROM refused r;
 END
@@ -1327,6 +1351,99 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.dependency_cycle(p_session_id uuid, p_tasks uuid[]) RETURNS uuid[]
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_nodes uuid[];
+    v_dependants integer[];
+    v_heads integer[];
+    v_waiting integer[];
+    v_queue integer[];
+    v_size integer;
+    v_done integer := 0;
+    v_queued integer := 0;
+    v_left uuid[] := '{}';
+    v_path uuid[];
+    v_next uuid;
+    v_from integer;
+BEGIN
+    -- A task that nothing depends on closes no cycle: adding new tasks at the end of a flow ends here.
+    WITH RECURSIVE reached (id) AS (
+        SELECT p.id FROM unnest(p_tasks) p (id)
+        WHERE EXISTS (SELECT FROM blackboard.task_dependencies d
+                      WHERE d.session_id = p_session_id AND d.depends_on_id = p.id)
+        UNION
+        SELECT d.depends_on_id FROM reached r
+        JOIN blackboard.task_dependencies d ON d.session_id = p_session_id AND d.task_id = r.id)
+    SELECT array_agg(r.id ORDER BY r.id) INTO v_nodes FROM reached r;
+    IF v_nodes IS NULL THEN
+        RETURN NULL;
+    END IF;
+    v_size := cardinality(v_nodes);
+    WITH nodes AS MATERIALIZED (
+        SELECT u.id, u.n::integer AS n FROM unnest(v_nodes) WITH ORDINALITY u (id, n)
+    ), edges AS MATERIALIZED (
+        SELECT a.n AS task, b.n AS depends_on
+        FROM nodes a
+        JOIN blackboard.task_dependencies d ON d.session_id = p_session_id AND d.task_id = a.id
+        JOIN nodes b ON b.id = d.depends_on_id)
+    SELECT (SELECT array_agg(e.task ORDER BY e.depends_on) FROM edges e),
+           (SELECT array_agg(h.count ORDER BY h.n) FROM (
+                SELECT n.n, count(e.task)::integer AS count FROM nodes n LEFT JOIN edges e ON e.depends_on = n.n
+                GROUP BY n.n) h),
+           (SELECT array_agg(w.count ORDER BY w.n) FROM (
+                SELECT n.n, count(e.depends_on)::integer AS count FROM nodes n LEFT JOIN edges e ON e.task = n.n
+                GROUP BY n.n) w)
+    INTO v_dependants, v_heads, v_waiting;
+    v_queue := array_fill(0, ARRAY[v_size]);
+    -- v_heads: from how many dependants of each to where its own begin.
+    v_from := 1;
+    FOR i IN 1 .. v_size LOOP
+        v_from := v_from + v_heads[i];
+        v_heads[i] := v_from - v_heads[i];
+        IF v_waiting[i] = 0 THEN
+            v_queued := v_queued + 1;
+            v_queue[v_queued] := i;
+        END IF;
+    END LOOP;
+    WHILE v_done < v_queued LOOP
+        v_done := v_done + 1;
+        v_from := v_queue[v_done];
+        FOR i IN v_heads[v_from] .. coalesce(v_heads[v_from + 1] - 1, cardinality(v_dependants), 0) LOOP
+            v_waiting[v_dependants[i]] := v_waiting[v_dependants[i]] - 1;
+            IF v_waiting[v_dependants[i]] = 0 THEN
+                v_queued := v_queued + 1;
+                v_queue[v_queued] := v_dependants[i];
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF v_done = v_size THEN
+        RETURN NULL;
+    END IF;
+    FOR i IN 1 .. v_size LOOP
+        IF v_waiting[i] > 0 THEN
+            v_left := v_left || v_nodes[i];
+        END IF;
+    END LOOP;
+    -- Everything that is left depends on something that is left: walk until the walk meets itself.
+    v_next := v_left[1];
+    WHILE v_path IS NULL OR NOT v_next = ANY (v_path) LOOP
+        v_path := v_path || v_next;
+        SELECT d.depends_on_id INTO STRICT v_next FROM blackboard.task_dependencies d
+        WHERE d.session_id = p_session_id AND d.task_id = v_next AND d.depends_on_id = ANY (v_left) LIMIT 1;
+    END LOOP;
+    RETURN v_path[array_position(v_path, v_next) :] || v_next;
+END
+$$;
+
+CREATE FUNCTION blackboard.dependency_options(p_options jsonb) RETURNS TABLE(id uuid, on_failure text)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT coalesce(e.edge ->> 'id', e.edge #>> '{}')::uuid, coalesce(e.edge ->> 'on_failure', 'fail')
+    FROM jsonb_array_elements(p_options -> 'depends_on') e (edge)
+$$;
+
 CREATE FUNCTION blackboard.electors_guard() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1376,6 +1493,26 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.end_session() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    -- Whoever is adding rows just now commits first; whoever comes later finds the session closed.
+    PERFORM pg_advisory_xact_lock(blackboard.session_lock(NEW.id));
+    PERFORM blackboard.end_decisions(NEW.id);
+    PERFORM 1 FROM blackboard.tasks
+    WHERE session_id = NEW.id AND completed_at IS NULL ORDER BY id FOR UPDATE;
+    UPDATE blackboard.tasks
+    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+        error = jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
+    WHERE session_id = NEW.id AND completed_at IS NULL AND status <> 'running';
+    UPDATE blackboard.tasks SET cancel_requested = true
+    WHERE session_id = NEW.id AND status = 'running' AND NOT cancel_requested;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.event_types(p_topics text[]) RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1392,15 +1529,17 @@ $$;
 CREATE FUNCTION blackboard.evidence_log_odds(p_confidence double precision, p_weight double precision, p_trust double precision, p_contradicted boolean) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT p_weight * p_trust * CASE WHEN p_contradicted THEN 0.5 ELSE 1 END
-           * ln((0.5 + least(coalesce(p_confidence, 0.5), 0.98) / 2) / (0.5 - least(coalesce(p_confidence, 0.5), 0.98) / 2))
+    SELECT blackboard.product(blackboard.product(p_weight, p_trust),
+                              CASE WHEN p_contradicted THEN 0.5 ELSE 1 END * ln((0.5 + s.c / 2) / (0.5 - s.c / 2)))
+    FROM (SELECT CASE WHEN p_confidence < 1e-300 THEN 0 ELSE least(coalesce(p_confidence, 0.5), 0.98) END AS c) s
 $$;
 
 CREATE FUNCTION blackboard.expertise(p_agent_id text, p_category text) RETURNS double precision
     LANGUAGE sql STABLE
     AS $$
-    -- 0.5 for what nobody declared: neither trusted blindly nor ignored.
-    SELECT coalesce((SELECT (a.expertise ->> p_category)::double precision
+    -- 0.5 for what nobody declared: neither trusted blindly nor ignored. Rounded first, because a number may be too
+    -- small for a double, which is an error and not 0.
+    SELECT coalesce((SELECT round((a.expertise ->> p_category)::numeric, 15)::double precision
                      FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5)
 $$;
 
@@ -1431,7 +1570,9 @@ BEGIN
     RETURN QUERY
     UPDATE blackboard.tasks t
     SET status = v_status, lease_id = NULL, deadline_at = NULL,
-        error = p_error || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
+        error = CASE WHEN jsonb_typeof(p_error) = 'object' THEN p_error
+                     ELSE jsonb_build_object('code', 'failed', 'message', coalesce(p_error #>> '{}', '')) END
+                || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
         run_at = CASE WHEN v_status = 'scheduled'
                       THEN blackboard.now() + coalesce(p_delay, blackboard.backoff(t.retry_delay, t.attempt))
                       ELSE t.run_at END,
@@ -1712,7 +1853,7 @@ BEGIN
     SELECT '00000000-0000-0000-0000-000000000000', TG_ARGV[0], blackboard.agent_subject(n.id),
            jsonb_build_object('agent_id', n.id, 'capabilities', n.capabilities, 'expertise', n.expertise,
                               'capacity', n.capacity, 'role', n.role, 'trust', n.trust)
-    FROM new_rows n;
+    FROM changed_rows n;
     RETURN NULL;
 END
 $$;
@@ -1953,9 +2094,9 @@ DECLARE
     v_change record;
 BEGIN
     FOR v_change IN
-        SELECT o.session_id, o.id, o.status, n.id IS NULL OR n.derived_from <> o.derived_from
+        SELECT o.session_id, o.id, n.id IS NULL OR n.derived_from <> o.derived_from
                    OR n.created_at <> o.created_at AS rewritten,
-               n.status <> o.status AND o.status <> 'active' AS reopened,
+               CASE WHEN n.status = 'superseded' AND o.status = 'active' THEN n.superseded_by END AS successor,
                n.corroborations <> o.corroborations
                    AND n.corroborations <> (SELECT count(*) FROM blackboard.corroborations c
                                             WHERE c.session_id = n.session_id AND c.finding_id = n.id) AS miscounted,
@@ -1964,18 +2105,19 @@ BEGIN
         FROM old_rows o LEFT JOIN new_rows n ON n.session_id = o.session_id AND n.id = o.id
     LOOP
         IF v_change.rewritten THEN
-            PERFORM blackboard.raise('BB012', 'A finding''s id, lineage and time of creation never change; supersede it.',
+            PERFORM blackboard.raise('BB012',
+                                     'A finding''s id, lineage and time of creation never change; supersede it.',
                                      jsonb_build_object('noun', 'finding', 'id', v_change.id));
-        ELSIF v_change.reopened THEN
-            PERFORM blackboard.raise('BB003', format('This finding is %s, and stays so; report it again.', v_change.status),
-                                     jsonb_build_object('noun', 'finding', 'id', v_change.id,
-                                                        'status', v_change.status));
         ELSIF v_change.miscounted THEN
             PERFORM blackboard.raise('BB005', 'A finding''s corroborations are counted, not set.',
                                      jsonb_build_object('field', 'corroborations', 'id', v_change.id));
         ELSIF v_change.overtrusted THEN
-            PERFORM blackboard.raise('BB005', 'A finding is not trusted more than its agent and what it was derived from.',
+            PERFORM blackboard.raise('BB005',
+                                     'A finding is not trusted more than its agent and what it was derived from.',
                                      jsonb_build_object('field', 'trust', 'id', v_change.id));
+        ELSIF v_change.successor IS NOT NULL THEN
+            -- Active ones only, so that no finding supersedes itself by way of others.
+            PERFORM blackboard.active_finding(v_change.session_id, v_change.successor);
         END IF;
     END LOOP;
     -- Corroborations have their own event, finding.corroborated.
@@ -2008,6 +2150,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    -- A finding that one of these contradicts counts otherwise now: whoever links it at this moment must see that, or
+    -- be seen here.
+    UPDATE blackboard.findings f SET updated_at = blackboard.now()
+    WHERE (f.session_id, f.id) IN (SELECT l.session_id, l.finding_id FROM blackboard.finding_links l
+                                   JOIN new_rows n ON n.session_id = l.session_id AND n.id = l.other_id
+                                   JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+                                   WHERE n.status <> o.status);
     -- Hypotheses that rest on them, or on a finding that they contradict.
     FOR v_change IN
         SELECT c.session_id, array_agg(DISTINCT e.hypothesis_id) AS hypothesis_ids,
@@ -2077,9 +2226,9 @@ BEGIN
             PERFORM blackboard.raise('BB012',
                 'A hypothesis''s id, statement, author and prior never change; propose another one.',
                 jsonb_build_object('noun', 'hypothesis', 'id', v_change.id));
-        ELSIF v_change.reworded OR (v_change.status <> v_change.was AND v_change.was <> 'proposed') THEN
+        ELSIF v_change.reworded THEN
             PERFORM blackboard.raise('BB003',
-                format('This hypothesis is %s, and stays so; propose it anew.', v_change.was),
+                'A verdict, who gave it and what it rests on stay as they are; propose the hypothesis anew.',
                 jsonb_build_object('noun', 'hypothesis', 'id', v_change.id, 'status', v_change.was));
         ELSIF v_change.status IN ('validated', 'refuted') AND v_change.was = 'proposed' THEN
             IF v_change.own THEN
@@ -2181,6 +2330,18 @@ BEGIN
 EXCEPTION WHEN not_null_violation THEN
     PERFORM blackboard.raise('BB003', 'A held lock is released before another can have it, every grant raises its '
                                       'token, and its name stays.', jsonb_build_object('noun', 'lock'));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_memberships_delete() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'agent.removed', blackboard.agent_subject(o.agent_id), to_jsonb(o) - 'session_id'
+    FROM old_rows o;
     RETURN NULL;
 END
 $$;
@@ -2345,24 +2506,59 @@ EXCEPTION WHEN not_null_violation THEN
 END
 $$;
 
+CREATE FUNCTION blackboard.history_task_dependencies() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_session uuid;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT n.session_id, 'task.dependency_changed', n.task_id,
+               jsonb_build_object('depends_on', n.depends_on_id, 'on_failure', n.on_failure)
+        FROM new_rows n JOIN old_rows o USING (session_id, task_id, depends_on_id)
+        WHERE n.on_failure <> o.on_failure;
+        RETURN NULL;
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'task.dependency_removed', o.task_id, jsonb_build_object('depends_on', o.depends_on_id)
+    FROM old_rows o;
+    FOR v_session IN SELECT DISTINCT o.session_id FROM old_rows o LOOP
+        PERFORM blackboard.refresh_blockers(
+            v_session, array(SELECT DISTINCT o.task_id FROM old_rows o WHERE o.session_id = v_session));
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     v_tx bigint := blackboard.current_tx();
+    v_actor text := blackboard.current_actor();
     v_sessions uuid[] := array(SELECT DISTINCT n.session_id FROM new_rows n);
 BEGIN
     PERFORM blackboard.check_sessions(v_sessions);
-    IF EXISTS (SELECT FROM new_rows n WHERE n.status IN ('running', 'completed', 'failed', 'dead')) THEN
-        PERFORM blackboard.raise('BB003', 'A task is not born running or finished: add it, then claim it.',
+    IF EXISTS (SELECT FROM new_rows n
+               WHERE n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
+                  OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0) THEN
+        PERFORM blackboard.raise('BB003', 'A task is not born running, blocked or finished: add it, then claim it.',
                                  '{"noun": "task", "field": "status"}');
     END IF;
+    -- What is not named here has its column's default.
     INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
-    SELECT n.session_id, v_tx, n.created_by, 'task.created', n.id,
+    SELECT n.session_id, v_tx, v_actor, 'task.created', n.id,
            jsonb_build_object('type', n.type, 'capability', n.capability, 'priority', n.priority,
                               'status', n.status, 'assigned_to', n.assigned_to, 'run_at', n.run_at,
                               'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+           || CASE WHEN n.timeout IS NULL AND n.max_attempts = 5 AND n.retry_delay = interval '1 second'
+                        AND NOT n.requires_approval THEN '{}'
+                   ELSE jsonb_build_object('timeout', n.timeout, 'max_attempts', n.max_attempts,
+                                           'retry_delay', n.retry_delay, 'requires_approval', n.requires_approval,
+                                           'approved_by', n.approved_by) END
     FROM new_rows n ORDER BY n.position;
     PERFORM blackboard.hint(s, 'tasks') FROM unnest(v_sessions) s;
     RETURN NULL;
@@ -2378,11 +2574,35 @@ CREATE FUNCTION blackboard.history_tasks_update() RETURNS trigger
 DECLARE
     v_tx bigint := blackboard.current_tx();
     v_actor text := blackboard.current_actor();
-    v_finished uuid[];
 BEGIN
+    -- The two hot steps, whole statements of them, need no look at what each row was before.
+    IF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'running')
+       AND NOT EXISTS (SELECT FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned')) THEN
+        INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
+        SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.started_at, v_actor, 'task.assigned', n.id,
+               jsonb_build_object('status', 'running', 'assigned_to', n.assigned_to, 'attempt', n.attempt,
+                                  'lease_id', n.lease_id)
+        FROM new_rows n;
+        PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+        RETURN NULL;
+    ELSIF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants)
+       AND NOT EXISTS (SELECT FROM old_rows o WHERE o.status <> 'running') THEN
+        INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
+        SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.completed_at, v_actor, 'task.completed', n.id,
+               CASE WHEN n.result IS NULL THEN '{"status": "completed", "lease_id": null}'::jsonb
+                    ELSE jsonb_build_object('status', 'completed', 'lease_id', NULL, 'result',
+                                            CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END) END
+        FROM new_rows n;
+        PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+        RETURN NULL;
+    END IF;
     INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
     SELECT n.session_id, v_tx, v_actor,
-           CASE WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
+           -- The fence only grows, and nobody takes over a claim by rewriting it.
+           CASE WHEN n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+                     OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+                THEN NULL
+                WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
                 WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
                 WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
                 ELSE 'task.updated' END,
@@ -2397,7 +2617,8 @@ BEGIN
                WHEN n.status <> o.status THEN
                    jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
                                       'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
-                                      'blockers', n.blockers, 'released', n.released)
+                                      'blockers', n.blockers, 'released', n.released,
+                                      'cancel_requested', n.cancel_requested)
                ELSE
                    CASE WHEN n.progress IS DISTINCT FROM o.progress
                         THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
@@ -2421,6 +2642,7 @@ BEGIN
     FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
     WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
        OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
+       OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
        OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
            n.capability, n.retry_delay, n.error)
           IS DISTINCT FROM
@@ -2440,7 +2662,9 @@ EXCEPTION WHEN not_null_violation THEN
     PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
         (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
          FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
-         WHERE n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL LIMIT 1));
+         WHERE n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+            OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+            OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
     RETURN NULL;
 END
 $$;
@@ -2528,7 +2752,8 @@ CREATE TABLE blackboard.agents (
     created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
     CONSTRAINT agents_capabilities_few CHECK (((cardinality(capabilities) <= 100) AND (array_position(capabilities, NULL::text) IS NULL))),
     CONSTRAINT agents_capacity_range CHECK (((capacity >= 1) AND (capacity <= 100000))),
-    CONSTRAINT agents_expertise_weights CHECK (((jsonb_typeof(expertise) = 'object'::text) AND (NOT (expertise @? '$.*?((@.type() != "number" || @ < 0) || @ > 1)'::jsonpath)))),
+    CONSTRAINT agents_expertise_size CHECK ((pg_column_size(expertise) <= 1048576)),
+    CONSTRAINT agents_expertise_weights CHECK (((jsonb_typeof(expertise) = 'object'::text) AND (NOT (expertise @? 'strict $.*?((@.type() != "number" || @ < 0) || @ > 1)'::jsonpath)))),
     CONSTRAINT agents_id_form CHECK ((id ~ '^[^[:space:][:cntrl:]]{1,100}$'::text)),
     CONSTRAINT agents_role_length CHECK (((length(role) >= 1) AND (length(role) <= 50))),
     CONSTRAINT agents_trust_range CHECK (((trust >= (0)::double precision) AND (trust <= (1)::double precision)))
@@ -2541,6 +2766,7 @@ CREATE TABLE blackboard.leases (
     term interval NOT NULL,
     started_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
     expires_at timestamp with time zone NOT NULL,
+    suspected_at timestamp with time zone,
     lapsed_at timestamp with time zone,
     swept_at timestamp with time zone,
     CONSTRAINT leases_term_range CHECK (((term >= '00:00:01'::interval) AND (term <= '30 days'::interval)))
@@ -2602,6 +2828,21 @@ BEGIN
     VALUES (p_session_id, p_agent_id, 'action.late', p_id, v_data);
     PERFORM blackboard.hint(p_session_id, 'actions');
     RETURN true;
+END
+$$;
+
+CREATE FUNCTION blackboard.keep_session_of_tasks() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(blackboard.session_lock(OLD.id));
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = OLD.id LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB012', 'A session that has tasks cannot be deleted; close it.',
+                                 jsonb_build_object('noun', 'session', 'id', OLD.id));
+    END IF;
+    RETURN NULL;
 END
 $$;
 
@@ -2887,7 +3128,8 @@ CREATE FUNCTION blackboard.pool_log_odds(p_confidences double precision[], p_wei
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
     SELECT coalesce(1 / (1 + exp(-coalesce(sum(s.w * s.l) / nullif(sum(s.w), 0), avg(s.l)))), 0.5)
-    FROM (SELECT greatest(coalesce(u.w, 1), 0) AS w, blackboard.log_odds(least(greatest(u.c, 0.01), 0.99)) AS l
+    FROM (SELECT CASE WHEN u.w < 1e-200 THEN 0 ELSE least(coalesce(u.w, 1), 1e90) END AS w,
+                 blackboard.log_odds(least(greatest(u.c, 0.01), 0.99)) AS l
           FROM unnest(p_confidences, p_weights) u (c, w)
           WHERE u.c IS NOT NULL
           -- A sum of doubles depends on its order, and the pool must not.
@@ -2903,6 +3145,12 @@ BEGIN
         NEW.trust := least(coalesce(NEW.trust, 1),
                            blackboard.finding_trust(NEW.session_id, NEW.agent_id, NEW.derived_from));
     ELSE
+        -- Here and not in history_update, where a CHECK would have spoken first.
+        IF OLD.status <> 'active' AND (NEW.status, NEW.superseded_by) IS DISTINCT FROM (OLD.status, OLD.superseded_by)
+        THEN
+            PERFORM blackboard.raise('BB003', format('This finding is %s, and stays so; report it again.', OLD.status),
+                                     jsonb_build_object('noun', 'finding', 'id', OLD.id, 'status', OLD.status));
+        END IF;
         NEW.updated_at := blackboard.now();
     END IF;
     RETURN NEW;
@@ -2918,6 +3166,11 @@ BEGIN
         NEW.confidence := least(greatest(NEW.prior, 0.01), 0.99);
         NEW.revision := 0;
     ELSE
+        IF OLD.status <> 'proposed' AND NEW.status <> OLD.status THEN
+            PERFORM blackboard.raise('BB003',
+                                     format('This hypothesis is %s, and stays so; propose it anew.', OLD.status),
+                                     jsonb_build_object('noun', 'hypothesis', 'id', OLD.id, 'status', OLD.status));
+        END IF;
         NEW.updated_at := blackboard.now();
         IF NEW.revision <> OLD.revision THEN
             NEW.revision := OLD.revision + 1;
@@ -2929,6 +3182,15 @@ BEGIN
     END IF;
     RETURN NEW;
 END
+$$;
+
+CREATE FUNCTION blackboard.product(p_a double precision, p_b double precision) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE WHEN p_a > 1e-150 AND p_b > 1e-150 THEN p_a * p_b
+                WHEN p_a = 0 OR p_b = 0 THEN 0
+                WHEN log(p_a) + log(p_b) < -305 THEN 0
+                ELSE p_a * p_b END
 $$;
 
 CREATE FUNCTION blackboard.progress_task(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_progress jsonb, p_agent_id text) RETURNS SETOF blackboard.tasks
@@ -3080,20 +3342,24 @@ DECLARE
     v_hypothesis blackboard.hypotheses;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
-    PERFORM blackboard.open_session(p_session_id);
     p_id := coalesce(p_id, gen_random_uuid());
-    INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
-    VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
-    ON CONFLICT (session_id, id) DO NOTHING
-    RETURNING * INTO v_hypothesis;
+    SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
     IF NOT FOUND THEN
-        SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
-        IF (v_hypothesis.agent_id, v_hypothesis.statement, v_hypothesis.prior)
-           IS DISTINCT FROM (p_agent_id, p_statement, p_confidence) THEN
-            PERFORM blackboard.raise('BB004',
-                'A hypothesis with this id was proposed with other content; use a new id.',
-                jsonb_build_object('noun', 'hypothesis', 'id', p_id));
+        PERFORM blackboard.open_session(p_session_id);
+        INSERT INTO blackboard.hypotheses (session_id, id, agent_id, statement, prior)
+        VALUES (p_session_id, p_id, p_agent_id, p_statement, p_confidence)
+        ON CONFLICT (session_id, id) DO NOTHING
+        RETURNING * INTO v_hypothesis;
+        IF FOUND THEN
+            RETURN v_hypothesis;
         END IF;
+        SELECT * INTO v_hypothesis FROM blackboard.hypotheses h WHERE h.session_id = p_session_id AND h.id = p_id;
+    END IF;
+    IF (v_hypothesis.agent_id, v_hypothesis.statement, v_hypothesis.prior)
+       IS DISTINCT FROM (p_agent_id, p_statement, p_confidence) THEN
+        PERFORM blackboard.raise('BB004',
+            'A hypothesis with this id was proposed with other content; use a new id.',
+            jsonb_build_object('noun', 'hypothesis', 'id', p_id));
     END IF;
     RETURN v_hypothesis;
 END
@@ -3298,9 +3564,15 @@ CREATE FUNCTION blackboard.recount_corroborations() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
-    UPDATE blackboard.findings f SET corroborations = f.corroborations - c.less
-    FROM (SELECT o.session_id, o.finding_id, count(*)::integer AS less FROM old_rows o GROUP BY 1, 2) c
-    WHERE f.session_id = c.session_id AND f.id = c.finding_id;
+    WITH counted AS (
+        UPDATE blackboard.findings f SET corroborations = f.corroborations - c.less
+        FROM (SELECT o.session_id, o.finding_id, count(*)::integer AS less FROM old_rows o GROUP BY 1, 2) c
+        WHERE f.session_id = c.session_id AND f.id = c.finding_id
+        RETURNING f.session_id, f.id, f.corroborations
+    )
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT f.session_id, 'finding.updated', f.id, jsonb_build_object('corroborations', f.corroborations)
+    FROM counted f;
     RETURN NULL;
 END
 $$;
@@ -3325,8 +3597,9 @@ BEGIN
     END IF;
     RETURN QUERY
     UPDATE blackboard.tasks t
-    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
-        released = t.attempt
+    SET status = CASE WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END,
+        completed_at = NULL, error = NULL, cancel_requested = false, released = t.attempt
     WHERE t.session_id = p_session_id AND t.id = p_id
     RETURNING t.*;
 END
@@ -3342,7 +3615,7 @@ BEGIN
         SELECT t.id, count(*) FILTER (WHERE d.state = 'waiting')::integer AS waiting,
                array_agg(d.depends_on_id) FILTER (WHERE d.state = 'failed') AS failed
         FROM blackboard.tasks t
-        JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
+        LEFT JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
         WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
         GROUP BY t.id
     ), moved AS (
@@ -3381,6 +3654,17 @@ BEGIN
         format('%s on blackboard.%s is refused: history is append-only; prune it with blackboard.prune_events().',
                TG_OP, TG_TABLE_NAME),
         jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_immutable() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.raise('BB012', format('%s of a row of blackboard.%s never change.', TG_ARGV[0], TG_TABLE_NAME),
+                             jsonb_build_object('table', TG_TABLE_NAME, 'field', TG_ARGV[0]));
     RETURN NULL;
 END
 $$;
@@ -3472,8 +3756,8 @@ BEGIN
     v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
     RETURN QUERY
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested THEN nextval('blackboard.task_positions') END,
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 THEN nextval('blackboard.task_positions') END,
         completed_at = CASE WHEN t.cancel_requested THEN blackboard.now() END,
         lease_id = NULL, deadline_at = NULL, started_at = NULL, error = NULL, released = t.released + 1
     WHERE t.session_id = p_session_id AND t.id = p_id
@@ -3485,7 +3769,7 @@ CREATE FUNCTION blackboard.renew_lease(p_lease_id uuid) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    UPDATE blackboard.leases SET expires_at = blackboard.now() + term
+    UPDATE blackboard.leases SET expires_at = blackboard.now() + term, suspected_at = NULL
     WHERE id = p_lease_id AND lapsed_at IS NULL;
     IF NOT FOUND THEN
         RETURN NULL;
@@ -3513,6 +3797,21 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.repair_leases() RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.leases (id, host, term, expires_at, lapsed_at)
+    SELECT DISTINCT t.lease_id, 'unknown', interval '1 second', blackboard.now(), blackboard.now()
+    FROM blackboard.tasks t
+    WHERE t.lease_id IS NOT NULL AND NOT EXISTS (SELECT FROM blackboard.leases l WHERE l.id = t.lease_id)
+    ON CONFLICT DO NOTHING;
+    UPDATE blackboard.leases l SET swept_at = NULL
+    WHERE l.swept_at IS NOT NULL AND l.id IN (SELECT t.lease_id FROM blackboard.tasks t WHERE t.lease_id IS NOT NULL);
+END
+$$;
+
 CREATE FUNCTION blackboard.report_finding(p_session_id uuid, p_id uuid, p_agent_id text, p_type text, p_content jsonb, p_category text DEFAULT 'observation'::text, p_confidence double precision DEFAULT NULL::double precision, p_evidence jsonb DEFAULT '[]'::jsonb, p_tags text[] DEFAULT '{}'::text[], p_provenance jsonb DEFAULT '{}'::jsonb, p_derived_from uuid[] DEFAULT '{}'::uuid[]) RETURNS blackboard.findings
     LANGUAGE plpgsql
     AS $$
@@ -3520,7 +3819,6 @@ DECLARE
     v_finding blackboard.findings;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
-    PERFORM blackboard.open_session(p_session_id);
     p_id := coalesce(p_id, gen_random_uuid());
     LOOP
         v_finding := blackboard.reported_finding(p_session_id, p_id, p_agent_id, p_type, p_content, p_category,
@@ -3528,6 +3826,7 @@ BEGIN
         IF v_finding.id IS NOT NULL THEN
             RETURN v_finding;
         END IF;
+        PERFORM blackboard.open_session(p_session_id);
         -- Waits for whoever reports the same at this moment.
         INSERT INTO blackboard.findings (session_id, id, agent_id, category, type, content, confidence, evidence, tags,
                                          provenance, derived_from)
@@ -3545,7 +3844,8 @@ BEGIN
         FOR NO KEY UPDATE;
         IF FOUND THEN
             IF v_finding.agent_id <> p_agent_id THEN
-                INSERT INTO blackboard.corroborations (session_id, finding_id, agent_id, report_id, confidence, evidence)
+                INSERT INTO blackboard.corroborations (session_id, finding_id, agent_id, report_id, confidence,
+                                                       evidence)
                 VALUES (p_session_id, v_finding.id, p_agent_id, p_id, p_confidence, p_evidence)
                 ON CONFLICT DO NOTHING;
                 SELECT * INTO v_finding FROM blackboard.findings f
@@ -3633,7 +3933,8 @@ BEGIN
         PERFORM 1 FROM blackboard.hypothesis_evidence e
         WHERE e.session_id = p_session_id AND e.hypothesis_id = p_id AND e.finding_id = p_finding_id;
         IF NOT FOUND THEN
-            PERFORM blackboard.raise('BB001', format('The finding %s is no evidence for this hypothesis.', p_finding_id),
+            PERFORM blackboard.raise('BB001',
+                                     format('The finding %s is no evidence for this hypothesis.', p_finding_id),
                                      jsonb_build_object('noun', 'evidence', 'id', p_finding_id));
         END IF;
     END IF;
@@ -3652,8 +3953,13 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     v_actor := blackboard.current_actor();
     PERFORM blackboard.open_session(p_session_id);
-    SELECT * INTO v_finding FROM blackboard.findings f
-    WHERE f.session_id = p_session_id AND f.id = p_id FOR NO KEY UPDATE;
+    -- With those that it contradicts, which its trigger is going to touch: all by id.
+    PERFORM 1 FROM blackboard.findings f
+    WHERE f.session_id = p_session_id
+      AND f.id = ANY (array(SELECT l.finding_id FROM blackboard.finding_links l
+                            WHERE l.session_id = p_session_id AND l.other_id = p_id) || p_id)
+    ORDER BY f.id FOR NO KEY UPDATE;
+    SELECT * INTO v_finding FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_id;
     IF NOT FOUND THEN
         PERFORM blackboard.no_finding(p_id);
     END IF;
@@ -3729,6 +4035,10 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.session_lock(p_session_id uuid) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT pg_catalog.hashtextextended('blackboard session ' || p_session_id::text, 0) $$;
+
 CREATE FUNCTION blackboard.settle_actions(p_session_id uuid, p_proposal_id uuid) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -3762,12 +4072,33 @@ CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[]
     LANGUAGE plpgsql
     AS $$
 DECLARE
+    v_finished uuid[] := p_parents;
+    v_doomed uuid[];
     v_children uuid[];
 BEGIN
+    IF NOT p_succeeded THEN
+        WITH RECURSIVE doomed (id) AS (
+            SELECT unnest(p_parents)
+            UNION
+            SELECT d.task_id FROM doomed x
+            JOIN blackboard.task_dependencies d
+              ON d.session_id = p_session_id AND d.depends_on_id = x.id AND d.state = 'waiting' AND d.on_failure = 'fail'
+            JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = d.task_id
+                                   AND t.status IN ('blocked', 'awaiting_approval', 'scheduled', 'held')
+        ) SELECT array_agg(x.id) INTO v_doomed FROM doomed x;
+        v_finished := v_doomed;
+    END IF;
+    SELECT array_agg(DISTINCT d.task_id) INTO v_children FROM blackboard.task_dependencies d
+    WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (v_finished) AND d.state = 'waiting';
+    IF v_children IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_children)
+    ORDER BY t.id FOR UPDATE;
     WITH settled AS (
         UPDATE blackboard.task_dependencies d
         SET state = CASE WHEN p_succeeded OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
-        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (p_parents) AND d.state = 'waiting'
+        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (v_finished) AND d.state = 'waiting'
         RETURNING d.task_id)
     SELECT array_agg(DISTINCT task_id ORDER BY task_id) INTO v_children FROM settled;
     IF v_children IS NOT NULL THEN
@@ -3857,8 +4188,8 @@ BEGIN
         -- Name, goal and context may have been changed since; what was started is in the first event.
         PERFORM 1 FROM blackboard.events e
         WHERE e.session_id = p_id AND e.subject_id = p_id AND e.type = 'session.started'
-          AND (e.data ->> 'name', e.data ->> 'goal', e.data -> 'context')
-              IS DISTINCT FROM (p_name, p_goal, p_context);
+          AND (e.data ->> 'name', e.data ->> 'goal', e.data -> 'context', e.data -> 'allow_self_validation')
+              IS DISTINCT FROM (p_name, p_goal, p_context, to_jsonb(p_allow_self_validation));
         IF FOUND THEN
             PERFORM blackboard.raise('BB004', 'A session with this id was started with other content; use a new id.',
                                      jsonb_build_object('noun', 'session', 'id', p_id));
@@ -3888,12 +4219,15 @@ BEGIN
     p_type := coalesce(p_type, v_old.type);
     p_category := coalesce(p_category, v_old.category);
     v_fingerprint := blackboard.finding_fingerprint(p_category, p_type, p_content);
-    -- With the one that says the new content already, should there be one: both by id.
+    -- With the one that says the new content already, and those that the old one contradicts: all by id.
     PERFORM 1 FROM blackboard.findings f
     WHERE f.session_id = p_session_id
-      AND (f.id = p_old_id OR f.id = (SELECT o.id FROM blackboard.findings o
-                                      WHERE o.session_id = p_session_id AND o.status = 'active'
-                                        AND o.fingerprint = v_fingerprint))
+      AND f.id = ANY (array(SELECT o.id FROM blackboard.findings o
+                            WHERE o.session_id = p_session_id AND o.status = 'active'
+                              AND o.fingerprint = v_fingerprint
+                            UNION ALL
+                            SELECT l.finding_id FROM blackboard.finding_links l
+                            WHERE l.session_id = p_session_id AND l.other_id = p_old_id) || p_old_id)
     ORDER BY f.id FOR NO KEY UPDATE;
     SELECT * INTO v_old FROM blackboard.findings f WHERE f.session_id = p_session_id AND f.id = p_old_id;
     v_new := blackboard.reported_finding(p_session_id, p_id, v_actor, p_type, p_content, p_category, p_confidence,
@@ -3959,8 +4293,9 @@ BEGIN
         LIMIT p_limit FOR UPDATE OF t SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
-                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts
+                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead'
+                      WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts AND t.blockers = 0
                         THEN nextval('blackboard.task_positions') END,
         completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
                             THEN blackboard.now() END,
@@ -3975,9 +4310,11 @@ BEGIN
         WHERE t.deadline_at < blackboard.now()
         ORDER BY t.deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'scheduled' END,
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
+                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'scheduled' END,
         position = NULL, lease_id = NULL, deadline_at = NULL, started_at = NULL,
-        completed_at = CASE WHEN t.attempt - t.released >= t.max_attempts THEN blackboard.now() END,
+        completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
+                            THEN blackboard.now() END,
         run_at = blackboard.now() + blackboard.backoff(t.retry_delay, t.attempt),
         error = jsonb_build_object('code', 'timeout', 'agent_id', t.assigned_to, 'attempt', t.attempt,
                                    'message', format('It ran longer than its timeout of %s.', t.timeout))
@@ -4057,12 +4394,12 @@ CREATE FUNCTION blackboard.task_event(p_old text, p_new text, p_error jsonb) RET
                               THEN 'task.held' END
         ELSE CASE
             WHEN p_old = 'running' THEN
-                CASE WHEN p_new NOT IN ('pending', 'assigned', 'scheduled') THEN NULL
+                CASE WHEN p_new NOT IN ('pending', 'assigned', 'scheduled', 'blocked') THEN NULL
                      WHEN p_error ->> 'code' = 'lease_lapsed' THEN 'task.lapsed'
                      WHEN p_error IS NOT NULL THEN 'task.retried'
                      ELSE 'task.released' END
             WHEN p_old IN ('failed', 'dead') THEN
-                CASE WHEN p_new IN ('pending', 'assigned', 'scheduled') THEN 'task.redriven' END
+                CASE WHEN p_new IN ('pending', 'assigned', 'scheduled', 'blocked') THEN 'task.redriven' END
             WHEN p_old IN ('completed', 'cancelled') THEN NULL
             WHEN p_new = 'pending' THEN 'task.ready'
             WHEN p_new = 'assigned' THEN 'task.reserved'
@@ -4078,9 +4415,12 @@ DECLARE
     v_now timestamptz := blackboard.now();
     v_state blackboard.liveness;
     v_grace timestamptz;
-    v_lapsed integer;
     v_swept integer := 0;
 BEGIN
+    -- An older snapshot knows nothing of what was renewed since, and would only collide.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
     SELECT * INTO v_state FROM blackboard.liveness;
     IF v_state.checked_at > v_now - interval '1 second' AND v_state.checked_at <= v_now AND NOT v_state.unswept THEN
         RETURN 0;
@@ -4093,12 +4433,30 @@ BEGIN
     IF v_now - v_state.checked_at > interval '10 seconds' THEN
         v_grace := v_now;
     END IF;
-    UPDATE blackboard.leases SET lapsed_at = v_now
-    WHERE lapsed_at IS NULL AND swept_at IS NULL AND expires_at < v_now AND v_grace + term < v_now;
-    GET DIAGNOSTICS v_lapsed = ROW_COUNT;
-    v_swept := blackboard.sweep_leases(p_limit);
-    UPDATE blackboard.liveness
-    SET checked_at = v_now, grace_from = v_grace, unswept = v_swept >= p_limit;
+    IF v_state.checked_at > v_now THEN
+        -- The clock went back: nobody is owed more than one term from now.
+        v_grace := least(v_grace, v_now);
+        UPDATE blackboard.leases SET expires_at = v_now + term, suspected_at = NULL
+        WHERE lapsed_at IS NULL AND expires_at > v_now + term;
+    END IF;
+    UPDATE blackboard.liveness SET checked_at = v_now, grace_from = v_grace;
+    BEGIN
+        UPDATE blackboard.leases SET lapsed_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND pg_postmaster_start_time() + term < v_now
+          AND (v_grace + term < v_now OR suspected_at + term < v_now);
+        UPDATE blackboard.leases SET suspected_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND suspected_at IS NULL;
+        IF v_state.repaired_at < v_now - interval '15 seconds' OR v_state.repaired_at > v_now THEN
+            PERFORM blackboard.repair_leases();
+            UPDATE blackboard.liveness SET repaired_at = v_now;
+        END IF;
+        v_swept := blackboard.sweep_leases(p_limit);
+    EXCEPTION WHEN OTHERS THEN
+        -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
+        RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
+        v_swept := 0;
+    END;
+    UPDATE blackboard.liveness SET unswept = v_swept >= p_limit WHERE unswept <> (v_swept >= p_limit);
     RETURN v_swept;
 END
 $$;
@@ -4114,9 +4472,10 @@ DECLARE
     v_session blackboard.sessions;
 BEGIN
     PERFORM blackboard.act_as(p_actor);
-    PERFORM blackboard.open_session(p_session_id);
+    -- The key comes before the state: a repeated call finds what the first did, also after the session was closed.
     IF blackboard.first_time(p_session_id, p_key, 'update_session',
                              jsonb_build_array(p_goal, p_context, p_status)) THEN
+        PERFORM blackboard.open_session(p_session_id);
         UPDATE blackboard.sessions
         SET goal = coalesce(p_goal, goal), context = coalesce(p_context, context),
             status = coalesce(p_status, status)
@@ -4272,8 +4631,9 @@ BEGIN
         WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now
         ORDER BY t.run_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
-        position = nextval('blackboard.task_positions')
+    SET status = CASE WHEN t.blockers > 0 THEN 'blocked'
+                      WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END
     FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
 END
 $$;
@@ -4449,13 +4809,17 @@ CREATE TABLE blackboard.late_results (
     agent_id text NOT NULL,
     result jsonb,
     error jsonb,
-    at timestamp with time zone DEFAULT blackboard.now() NOT NULL
+    at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT late_results_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT late_results_error_size CHECK ((pg_column_size(error) <= 1048576)),
+    CONSTRAINT late_results_result_size CHECK ((pg_column_size(result) <= 1048576))
 );
 
 CREATE TABLE blackboard.liveness (
     only_row boolean DEFAULT true NOT NULL,
     checked_at timestamp with time zone NOT NULL,
     grace_from timestamp with time zone NOT NULL,
+    repaired_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     unswept boolean DEFAULT false NOT NULL,
     CONSTRAINT liveness_only_row CHECK (only_row)
 )
@@ -4698,6 +5062,8 @@ CREATE INDEX hypothesis_evidence_hypothesis ON blackboard.hypothesis_evidence US
 
 CREATE UNIQUE INDEX hypothesis_evidence_live_once ON blackboard.hypothesis_evidence USING btree (session_id, hypothesis_id, finding_id) WHERE (retracted_at IS NULL);
 
+CREATE INDEX leases_live ON blackboard.leases USING btree (id) WHERE (lapsed_at IS NULL);
+
 CREATE INDEX leases_unswept ON blackboard.leases USING btree (lapsed_at) WHERE ((lapsed_at IS NOT NULL) AND (swept_at IS NULL));
 
 CREATE INDEX memberships_agent ON blackboard.memberships USING btree (agent_id);
@@ -4712,6 +5078,8 @@ CREATE INDEX requests_at ON blackboard.requests USING btree (at);
 
 CREATE INDEX sessions_created ON blackboard.sessions USING btree (created_at DESC, id);
 
+CREATE INDEX sessions_name ON blackboard.sessions USING btree (name, created_at DESC);
+
 CREATE UNIQUE INDEX sessions_name_while_open ON blackboard.sessions USING btree (name) WHERE (status = ANY (ARRAY['active'::text, 'paused'::text]));
 
 CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (session_id, depends_on_id);
@@ -4720,7 +5088,7 @@ CREATE INDEX tasks_assigned ON blackboard.tasks USING btree (session_id, assigne
 
 CREATE INDEX tasks_deadline ON blackboard.tasks USING btree (deadline_at) WHERE (deadline_at IS NOT NULL);
 
-CREATE INDEX tasks_leased ON blackboard.tasks USING btree (lease_id) WHERE (lease_id IS NOT NULL);
+CREATE INDEX tasks_leased ON blackboard.tasks USING btree (lease_id, claim_id) WHERE (lease_id IS NOT NULL);
 
 CREATE INDEX tasks_ready ON blackboard.tasks USING btree (session_id, capability, priority DESC, "position") WHERE (status = 'pending'::text);
 
@@ -4734,6 +5102,8 @@ CREATE TRIGGER admit BEFORE INSERT OR UPDATE ON blackboard.votes FOR EACH ROW EX
 
 CREATE TRIGGER append_only AFTER DELETE OR UPDATE ON blackboard.events FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER end_session AFTER UPDATE OF status ON blackboard.sessions FOR EACH ROW WHEN (((new.status = ANY (ARRAY['completed'::text, 'failed'::text])) AND (old.status = ANY (ARRAY['active'::text, 'paused'::text])))) EXECUTE FUNCTION blackboard.end_session();
+
 CREATE TRIGGER guard BEFORE UPDATE ON blackboard.actions FOR EACH ROW EXECUTE FUNCTION blackboard.actions_guard();
 
 CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.electors_guard();
@@ -4741,6 +5111,8 @@ CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.proposal_el
 CREATE TRIGGER guard BEFORE UPDATE ON blackboard.proposals FOR EACH ROW EXECUTE FUNCTION blackboard.proposals_guard();
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.actions REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('action', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.agents REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.deleted');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.corroborations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('corroboration', 'finding_id');
 
@@ -4754,11 +5126,17 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypothesis_assessments 
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypothesis_evidence REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('evidence', 'id');
 
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.late_results REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('late_result', 'task_id');
+
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.locks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('lock', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.memberships REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_delete();
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.proposals REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('proposal', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('session', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_task_dependencies();
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('task', 'id');
 
@@ -4766,7 +5144,7 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.votes REFERENCING OLD T
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.actions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_actions_insert();
 
-CREATE TRIGGER history_insert AFTER INSERT ON blackboard.agents REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.registered');
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.agents REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.registered');
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.corroborations REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_corroborations_insert();
 
@@ -4798,7 +5176,7 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.votes REFERENCING NEW T
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.actions REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_actions_update();
 
-CREATE TRIGGER history_update AFTER UPDATE ON blackboard.agents REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.updated');
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.agents REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.updated');
 
 CREATE TRIGGER history_update BEFORE UPDATE ON blackboard.corroborations FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_rewrite('the agent said so at that time');
 
@@ -4820,13 +5198,29 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.proposals REFERENCING O
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_sessions_update();
 
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT WHEN ((pg_trigger_depth() < 1)) EXECUTE FUNCTION blackboard.history_task_dependencies();
+
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_update();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.votes REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_update();
 
+CREATE TRIGGER immutable AFTER UPDATE OF id, created_at ON blackboard.agents FOR EACH ROW WHEN (((old.id IS DISTINCT FROM new.id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id and created_at');
+
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, agent_id ON blackboard.memberships FOR EACH ROW WHEN (((old.session_id IS DISTINCT FROM new.session_id) OR (old.agent_id IS DISTINCT FROM new.agent_id))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id and agent_id');
+
+CREATE TRIGGER immutable AFTER UPDATE OF id, created_by, created_at ON blackboard.sessions FOR EACH ROW WHEN ((((old.id IS DISTINCT FROM new.id) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id, created_by and created_at');
+
+CREATE TRIGGER immutable AFTER UPDATE ON blackboard.task_dependencies FOR EACH ROW WHEN (((pg_trigger_depth() < 1) AND ((((old.session_id IS DISTINCT FROM new.session_id) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.depends_on_id IS DISTINCT FROM new.depends_on_id)) OR (old.state IS DISTINCT FROM new.state)))) EXECUTE FUNCTION blackboard.refuse_immutable('Keys and state');
+
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at ON blackboard.tasks FOR EACH ROW WHEN (((((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.type IS DISTINCT FROM new.type)) OR (old.requires_approval IS DISTINCT FROM new.requires_approval)) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, type, requires_approval, created_by and created_at');
+
 CREATE TRIGGER keep BEFORE DELETE ON blackboard.votes FOR EACH ROW EXECUTE FUNCTION blackboard.votes_keep();
 
+CREATE TRIGGER keep_session_of_tasks AFTER DELETE ON blackboard.sessions FOR EACH ROW EXECUTE FUNCTION blackboard.keep_session_of_tasks();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.actions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.agents FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.corroborations FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -4842,15 +5236,21 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypothesis_assessments 
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypothesis_evidence FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.late_results FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.lock_waiters FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.locks FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.memberships FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposals FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.sessions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.task_dependencies FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.tasks FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -4861,6 +5261,8 @@ CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.findings FOR EACH R
 CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.hypotheses FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_hypothesis();
 
 CREATE TRIGGER recount AFTER DELETE ON blackboard.corroborations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.recount_corroborations();
+
+CREATE TRIGGER reopened AFTER UPDATE OF completed_at ON blackboard.tasks FOR EACH ROW WHEN (((old.completed_at IS NOT NULL) AND (new.completed_at IS NULL))) EXECUTE FUNCTION blackboard.check_reopened_task();
 
 CREATE TRIGGER revise AFTER DELETE ON blackboard.finding_links REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_finding_links();
 

@@ -59,7 +59,9 @@ async def test_who_asks_meanwhile_waits(session: Session, agent: Agent) -> None:
     assert await asyncio.gather(first, second) == ["answer", "answer"]
 
 
-async def test_when_the_first_asker_dies_the_next_one_runs_it(session: Session, agent: Agent, database_url: str) -> None:
+async def test_when_the_first_asker_dies_the_next_one_runs_it(
+    session: Session, agent: Agent, database_url: str
+) -> None:
     waiting = asyncio.Event()
     async with Blackboard.open(database_url) as doomed:
         dying = await (await doomed.session(session.id)).join("ops/dying")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from blackboard import Blackboard
-from blackboard.errors import AlreadyExists, ConfigurationError, NotFound
+from blackboard.errors import AlreadyExists, ConfigurationError, Conflict, NotFound
 from blackboard.swarm import SwarmOutcome, SwarmSpec, SwarmStatus, Update, UpdateKind, load_swarm, run_swarm
 
 from .conftest import eventually
@@ -202,6 +202,50 @@ async def test_an_open_session_is_not_started_twice(load: Load, database_url: st
     assert joined.result["ops/a"]["by"] == "ops/a"
 
 
+async def test_two_runners_do_not_share_a_session(load: Load, database_url: str, board: Blackboard) -> None:
+    other = await (await board.start("inc")).join("swarm/runner")
+    grant = await other.locks.acquire("swarm/runner")
+    spec = load(agents(a="report"), rest=FAST)
+    with pytest.raises(Conflict, match="being run by another process"):
+        await run_swarm(spec, url=database_url)
+    run = await Run.start(database_url, spec)
+    await run.until(2, kind="session")
+    await other.locks.release("swarm/runner", grant.token)
+    assert (await run.finish())["status"] == "completed"
+
+
+async def test_a_signal_ends_the_wait_for_another_runner(load: Load, database_url: str, board: Blackboard) -> None:
+    other = await (await board.start("inc")).join("swarm/runner")
+    await other.locks.acquire("swarm/runner")
+    run = await Run.start(database_url, load(agents(a="report")))
+    await run.until(2, kind="session")
+    os.kill(run.process.pid, signal.SIGTERM)
+    assert await run.process.wait() == 1
+    assert run.pids == []
+
+
+async def test_a_session_that_somebody_else_closes_ends_the_swarm(
+    load: Load, database_url: str, board: Blackboard
+) -> None:
+    closing: list[asyncio.Task[Any]] = []
+
+    async def close() -> None:
+        await (await board.session("inc")).close(outcome="enough")
+
+    watch = Watch(task_progressed=lambda _: closing.append(asyncio.create_task(close())))
+    outcome = await run_swarm(load(agents(a="hang")), url=database_url, on_update=watch)
+    assert outcome.status is SwarmStatus.FAILED
+    assert (await board.session("inc")).record.outcome == "enough"
+    assert outcome.agents[0].exits == (0,)
+
+
+async def test_a_display_that_fails_stops_nothing(load: Load, database_url: str) -> None:
+    async def broken(update: Update) -> None:
+        raise RuntimeError(update.message)
+
+    assert (await run_swarm(load(agents(a="report")), url=database_url, on_update=broken)).status == "completed"
+
+
 async def test_a_function_that_is_not_async_gets_the_blocking_twin(load: Load, database_url: str) -> None:
     outcome = await run_swarm(load(agents(a="blocking")), url=database_url)
     assert outcome.result["ops/a"] == {
@@ -307,6 +351,7 @@ async def test_what_does_not_let_go_when_the_time_is_up_is_killed(load: Load, da
     assert outcome.status is SwarmStatus.COMPLETED
     assert outcome.result["missing"] == {"ops/a": "cancelled", "ops/b": "cancelled"}
     assert outcome.agents[0].exits == (-9,)
+    assert outcome.agents[1].exits[0] == 75  # it ended itself to get rid of the thread, and came back
 
 
 async def test_an_attempt_over_its_own_time_is_tried_again(load: Load, database_url: str) -> None:

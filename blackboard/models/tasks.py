@@ -46,9 +46,9 @@ TRANSITIONS: Final[dict[TaskStatus, frozenset[TaskStatus]]] = {
     **{status: (_WAITING - {status}) | {_S.CANCELLED} for status in _WAITING},
     _S.PENDING: (_WAITING - {_S.PENDING}) | {_S.RUNNING, _S.CANCELLED},
     _S.ASSIGNED: (_WAITING - {_S.ASSIGNED}) | {_S.RUNNING, _S.CANCELLED},
-    _S.RUNNING: _READY | FINAL,
-    _S.FAILED: _READY,
-    _S.DEAD: _READY | {_S.CANCELLED},
+    _S.RUNNING: _READY | {_S.BLOCKED} | FINAL,
+    _S.FAILED: _READY | {_S.BLOCKED},
+    _S.DEAD: _READY | {_S.BLOCKED, _S.CANCELLED},
     _S.COMPLETED: frozenset(),
     _S.CANCELLED: frozenset(),
 }

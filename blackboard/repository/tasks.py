@@ -49,10 +49,10 @@ class Tasks(Repository):
             assigned_to: only this agent may claim it.
             depends_on: tasks that must finish first; a plain id cancels this task when that one does not complete.
             run_at: not before this moment (aware datetime).
-            timeout: the longest one attempt may run; then the attempt has failed.
+            timeout: the longest one attempt may run, up to 3650 days; then the attempt has failed.
             requires_approval: held until somebody approves it.
             max_attempts: attempts before it is dead, 1 to 1000.
-            retry_delay: before the second attempt; doubles with each, with jitter, up to an hour.
+            retry_delay: before the second attempt; doubles with each, with jitter, up to an hour (or this, if longer).
             id: the idempotency key; made here when not given.
 
         Raises:

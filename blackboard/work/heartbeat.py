@@ -14,7 +14,7 @@ from typing import Self
 from uuid import UUID
 
 from ..errors import InvalidInput, LeaseLost, ServerUnreachable
-from ..store.listener import Link, Stopped, Waker, backoff, parse_conninfo
+from ..store.link import Link, Stopped, Waker, backoff, parse_conninfo
 
 __all__ = ["Heartbeat"]
 

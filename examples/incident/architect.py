@@ -14,6 +14,7 @@ from blackboard.models.tasks import TaskRecord
 
 from .ballots import cast_ballot
 from .casework import VOTE, Case, Claim
+from .plain import as_object
 
 __all__ = ["synthesize"]
 
@@ -51,7 +52,7 @@ async def synthesize(
         conclusion=str(finding),
         cause=None if cause is None else cause.statement,
         action=None if action is None else str(action.id),
-        inputs={name: value.get("summary") for name, value in inputs.items() if isinstance(value, dict)},
+        inputs={name: as_object(value).get("summary") for name, value in inputs.items()},
     )
 
 
@@ -141,7 +142,7 @@ def conclude(
 def _recommendation(action: ActionRecord | None) -> str:
     if action is None:
         return "No action was proposed."
-    parameters: Any = action.parameters if isinstance(action.parameters, dict) else {}
+    parameters = as_object(action.parameters)
     if parameters.get("action") == "rollback":
         what = f"roll {action.target} back from {parameters.get('from')} to {parameters.get('to')}"
     else:
@@ -151,7 +152,7 @@ def _recommendation(action: ActionRecord | None) -> str:
         ActionStatus.PROPOSED: "it awaits approval",
         ActionStatus.REJECTED: f"it was rejected by {action.rejected_by or 'the vote'}",
         ActionStatus.COMPLETED: f"approved by {action.approved_by or 'the vote'} and carried out"
-        + (" (simulated)" if isinstance(action.result, dict) and action.result.get("simulated") else ""),
+        + (" (simulated)" if as_object(action.result).get("simulated") else ""),
     }.get(action.status, f"it is {action.status}")
     return f"Recommended: {what}; {said}."
 

@@ -12,6 +12,7 @@ from blackboard.errors import InvalidTransition, NotPermitted
 from blackboard.models.findings import Finding
 
 from .casework import Case, proposal_of
+from .plain import as_object
 
 __all__ = ["Ballot", "cast_ballot", "decide", "vote"]
 
@@ -58,7 +59,7 @@ def decide(agent_id: str, body: Any, findings: Sequence[Finding]) -> Ballot:
     ``security/…`` looks at signs of an attack, ``ops/rollback-advisor`` at whether it can be done, everybody else at
     how well the change fits the errors.
     """
-    action = body.get("action") if isinstance(body, dict) else None
+    action = as_object(body).get("action")
     if agent_id.startswith("security/"):
         return _by_security(action, findings)
     if action == "rollback":
@@ -68,7 +69,7 @@ def decide(agent_id: str, body: Any, findings: Sequence[Finding]) -> Ballot:
 
 def _data(findings: Sequence[Finding], kind: str) -> dict[str, Any] | None:
     found = next((finding for finding in findings if finding.type == kind), None)
-    return None if found is None else dict(found.provenance.get("data") or {})
+    return None if found is None else as_object(found.provenance.get("data"))
 
 
 def _times(onset: dict[str, Any]) -> str:

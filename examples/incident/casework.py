@@ -19,6 +19,7 @@ from blackboard.models.tasks import TaskRecord
 from .analysis import Change, Metrics, find_changes, read_log, read_metrics
 from .examination import Examination, examine
 from .files import CaseFiles
+from .plain import as_object
 from .scan import Scan, clean, pack_scan, scan_log, unpack_scan
 
 __all__ = ["Case", "Claim", "action_id", "hypothesis_id", "proposal_of"]
@@ -79,7 +80,7 @@ class Case:
         self.agent = agent
         self.session = agent.session
         self.task = task
-        self.context: dict[str, Any] = dict(context) if isinstance(context, Mapping) else {}
+        self.context = as_object(context)
         self.files = CaseFiles.from_context(context)
         self._queries = queries
         # So that a person who watches can follow: no agent needs it, and none waits for it.
@@ -245,7 +246,7 @@ class Case:
             await self.agent.hypotheses.propose(statement, confidence, id=identity)
         # Whoever comes later links: findings that were there before by the proposer, later ones by their reporter.
         for finding in reversed(await self.session.findings.list(limit=1000)):
-            bears_on: Any = finding.provenance.get("bears_on") or {}
+            bears_on = as_object(finding.provenance.get("bears_on"))
             if kind in bears_on:
                 await self._link(kind, finding.id, finding.confidence, float(bears_on[kind]))
         return identity

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from blackboard import Session, TaskRecord, TaskStatus
+from blackboard import Agent, Session, TaskRecord, TaskStatus
 
 from .casework import INVESTIGATE
+from .plain import as_object
 
 __all__ = ["CHAOS_AGENT", "Kill", "kill_in_the_middle"]
 
@@ -81,11 +82,8 @@ async def _caught(session: Session, task: TaskRecord, agent_id: str, pid: int) -
     return None
 
 
-async def _kill(chaos: object, task: TaskRecord, agent_id: str, pid: int) -> Kill:
-    from blackboard import Agent
-
-    assert isinstance(chaos, Agent)
-    step = str(task.progress.get("step")) if isinstance(task.progress, dict) else str(task.progress)
+async def _kill(chaos: Agent, task: TaskRecord, agent_id: str, pid: int) -> Kill:
+    step = str(as_object(task.progress).get("step") or "")
     os.kill(pid, signal.SIGKILL)
     finding = await chaos.findings.report(
         f"SIGKILL sent to {agent_id} (process {pid}) in the middle of its task, at “{step}”, attempt {task.attempt}",

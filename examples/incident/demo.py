@@ -31,6 +31,7 @@ from . import RECORDING
 from .chaos import Kill, kill_in_the_middle
 from .files import CaseFiles, CheckedFile, check_file, check_files
 from .live import LiveView, View, make_view
+from .plain import as_object
 from .report import collect, summary_lines, write_report
 from .rollback_advisor import simulated_result
 
@@ -124,7 +125,7 @@ def _spec(logs: list[Path], deployments: Path | None) -> tuple[SwarmSpec, CaseFi
 
 
 def _extra(spec: SwarmSpec) -> dict[str, Any]:
-    return dict(spec.context) if isinstance(spec.context, dict) else {}
+    return as_object(spec.context)
 
 
 class _Demo:
@@ -207,9 +208,8 @@ class _Demo:
                 size = f"{file.bytes / 1e6:.1f} MB" if file.bytes >= 1e5 else f"{file.bytes} bytes"
                 said(Text(f"{file.path}: {file.format_name}, {size}"), soft_wrap=True)
             if self.files.deployments is None:
-                said(
-                    "No log of deployments: the errors cannot be traced to a change, and no rollback will be proposed."
-                )
+                text = "No log of deployments: errors cannot be traced to a change, and no rollback will be proposed."
+                said(text, soft_wrap=True)
         else:
             said(Text(f"{self.spec.task}: the recording in {RECORDING}"), soft_wrap=True)
 
@@ -222,10 +222,8 @@ class _Demo:
             return name, False
         if before.record.status not in (SessionStatus.ACTIVE, SessionStatus.PAUSED):
             return name, False
-        context: Any = before.record.context
-        same = isinstance(context, dict) and all(
-            context.get(key) == value for key, value in self.files.context().items()
-        )
+        context = as_object(before.record.context)
+        same = all(context.get(key) == value for key, value in self.files.context().items())
         if before.record.status is SessionStatus.PAUSED and same:
             self.console.print(f"Going on with the interrupted session {name}.")
             return name, True
@@ -305,7 +303,7 @@ class _Demo:
 
     async def _figures(self, session: Session, action: ActionRecord) -> None:
         said = self.console.print
-        parameters: Any = action.parameters if isinstance(action.parameters, dict) else {}
+        parameters = as_object(action.parameters)
         said()
         said(
             Text(
@@ -345,7 +343,7 @@ class _Demo:
         actions = await session.actions.list(limit=1)
         action = actions[0] if actions else None
         conclusion = await session.findings.list(category="conclusion", limit=1)
-        parameters: Any = action.parameters if action is not None and isinstance(action.parameters, dict) else {}
+        parameters = as_object(None if action is None else action.parameters)
         done = action is not None and action.status in (ActionStatus.APPROVED, ActionStatus.COMPLETED)
         result: dict[str, Any] = {
             "decision": parameters.get("action") if done else "no action",

@@ -19,6 +19,7 @@ from blackboard.models.proposals import ProposalDetails
 from blackboard.models.sessions import SessionRecord
 
 from .narrative import Narrator, Told
+from .plain import as_object
 from .plots import Bar, Dot, Lane, Line, Mark, lanes_plot, time_plot
 
 __all__ = ["Argued", "CaseFile", "Killed", "Query", "Unreadable"]
@@ -110,7 +111,7 @@ class CaseFile:
     def data(self, kind: str) -> dict[str, Any]:
         """The figures of the first finding of that type; empty when there is none."""
         finding = self.finding(kind)
-        return {} if finding is None else dict(finding.provenance.get("data") or {})
+        return {} if finding is None else as_object(finding.provenance.get("data"))
 
     # -------------------------------------------------------------------------------------------------- decision
 
@@ -127,14 +128,14 @@ class CaseFile:
         why = str(conclusion.content) if conclusion is not None else "No conclusion was reached."
         if action is None:
             return "No action.", why
-        parameters: Any = action.parameters if isinstance(action.parameters, dict) else {}
+        parameters = as_object(action.parameters)
         if parameters.get("action") == "rollback":
             what = f"Roll {action.target} back from {parameters.get('from')} to {parameters.get('to')}"
         elif parameters.get("action") == "escalate":
             what = f"Escalate to {action.target}"
         else:
             what = f"{str(parameters.get('action', action.type)).capitalize()} of {action.target}"
-        simulated = isinstance(action.result, dict) and bool(action.result.get("simulated"))
+        simulated = bool(as_object(action.result).get("simulated"))
         states = {
             ActionStatus.AWAITING_APPROVAL: "awaits approval",
             ActionStatus.PROPOSED: "awaits approval",
@@ -175,8 +176,7 @@ class CaseFile:
         """The shared readings, in the order in which they were run."""
         asked: dict[tuple[str, str], list[str]] = {}
         for task in self.tasks:
-            result: Any = task.result
-            for item in result.get("queries", ()) if isinstance(result, dict) else ():
+            for item in as_object(task.result).get("queries", ()):
                 key = (str(item["source"]).casefold(), str(item["query"]))
                 asked.setdefault(key, []).append(str(task.assigned_to))
         found: list[Query] = []
@@ -203,11 +203,8 @@ class CaseFile:
         for task in self.tasks:
             if task.type == "query":
                 continue
-            parameters: Any = task.parameters if isinstance(task.parameters, dict) else {}
-            result: Any = task.result
-            said = result.get("summary", "") if isinstance(result, dict) else ""
-            if not said and isinstance(task.error, dict):
-                said = str(task.error.get("message", ""))
+            parameters = as_object(task.parameters)
+            said = as_object(task.result).get("summary") or as_object(task.error).get("message", "")
             rows.append(
                 (
                     task.assigned_to or "nobody",
@@ -256,7 +253,7 @@ class CaseFile:
     @property
     def reproduce(self) -> list[str]:
         """The commands that run this case again, and that show its board."""
-        context: Any = self.session.context if isinstance(self.session.context, dict) else {}
+        context = as_object(self.session.context)
         command = "blackboard demo"
         if not context.get("metrics"):
             command += " --logs " + " ".join(_quoted(one) for one in context.get("logs", ()))
@@ -367,7 +364,7 @@ class CaseFile:
     def _bars(self, agent_id: str) -> Iterator[Bar]:
         open_bars: dict[UUID, tuple[dt.datetime, str]] = {}
         names = {
-            task.id: str(task.parameters.get("focus") or task.type) if isinstance(task.parameters, dict) else task.type
+            task.id: str(as_object(task.parameters).get("focus") or task.type)
             for task in self.tasks
             if task.type != "query"
         }

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.layout import Layout
@@ -19,7 +19,8 @@ from blackboard import Event
 from blackboard.models.picture import Picture
 from blackboard.swarm.outcome import Update, UpdateKind
 
-from .narrative import Narrator, Told, one_line
+from .narrative import Narrator, Told
+from .plain import as_object, one_line
 
 __all__ = ["LiveView", "PlainView", "Process", "View", "make_view", "render"]
 
@@ -289,7 +290,7 @@ def _decision(seen: Seen, width: int) -> Panel:
         lines.append(said)
     if picture is not None and picture.actions:
         action = picture.actions[0]
-        parameters: Any = action.parameters if isinstance(action.parameters, dict) else {}
+        parameters = as_object(action.parameters)
         what = parameters.get("action", action.type)
         by = f" by {action.approved_by}" if action.approved_by else ""
         line = Text(f"{what} of {action.target}: ", no_wrap=True, overflow="ellipsis")

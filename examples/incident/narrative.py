@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,9 @@ from uuid import UUID
 
 from blackboard import Event
 
-__all__ = ["Narrator", "Told", "one_line"]
+from .plain import as_object, one_line
+
+__all__ = ["Narrator", "Told"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,6 @@ class Told:
     noun: str
     text: str
     weight: int = 1
-
-
-def one_line(value: Any, most: int = 400) -> str:
-    """The value on one line, cut to so many characters; objects and lists as JSON."""
-    if isinstance(value, dict | list | tuple):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(str(value).split())
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class Narrator:
@@ -78,7 +71,7 @@ class Narrator:
         data, subject = event.data, event.subject_id
         if verb == "created":
             parameters: Any = data.get("parameters")
-            parameters = parameters if isinstance(parameters, dict) else {}
+            parameters = as_object(parameters)
             kind = str(data.get("type"))
             if kind == "query":
                 self._names[subject] = f"query of {parameters.get('source')}"
@@ -97,8 +90,7 @@ class Narrator:
             return (f"begins {name}", 1) if attempt == 1 else (f"takes over {name}, attempt {attempt}", 2)
         if verb == "progressed":
             progress: Any = data.get("progress")
-            step = progress.get("step") if isinstance(progress, dict) else progress
-            share = progress.get("share") if isinstance(progress, dict) else None
+            step, share = as_object(progress).get("step", progress), as_object(progress).get("share")
             return f"{one_line(step, 100)}{'' if share is None else f' ({share:.0%})'}", 0
         if verb == "completed":
             attempt = self._attempts.get(subject, 1)
@@ -108,7 +100,7 @@ class Narrator:
             return f"{name} was taken from {self._holders.get(subject, 'its holder')}, whose lease had lapsed", 2
         if verb in {"retried", "failed", "dead", "cancelled", "released"}:
             error: Any = data.get("error")
-            message = error.get("message") if isinstance(error, dict) else None
+            message = as_object(error).get("message")
             return f"{name} was {verb}{f': {one_line(message, 120)}' if message else ''}", 2
         return None
 
@@ -171,7 +163,7 @@ class Narrator:
         data, subject = event.data, event.subject_id
         if verb == "proposed":
             parameters: Any = data.get("parameters")
-            parameters = parameters if isinstance(parameters, dict) else {}
+            parameters = as_object(parameters)
             what = parameters.get("action") or data.get("type")
             if parameters.get("action") == "rollback":
                 what = f"rollback {parameters.get('from')} → {parameters.get('to')}"
@@ -190,7 +182,7 @@ class Narrator:
         if verb not in words:
             return (f"{name}: {verb.replace('_', ' ')}", 1) if verb != "updated" else None
         text = words[verb]
-        if verb == "completed" and isinstance(data.get("result"), dict) and data["result"].get("simulated"):
+        if verb == "completed" and as_object(data.get("result")).get("simulated"):
             text += " (simulated: nothing real was touched)"
         return text, 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -207,10 +207,13 @@ def lanes_plot(
     return "".join(parts)
 
 
-def _drawn(line: Line, x: object, y: object, bottom: float, end: dt.datetime) -> list[str]:
-    to_x, to_y = x, y
-    assert callable(to_x)
-    assert callable(to_y)
+def _drawn(
+    line: Line,
+    to_x: Callable[[dt.datetime], float],
+    to_y: Callable[[float], float],
+    bottom: float,
+    end: dt.datetime,
+) -> list[str]:
     runs: list[list[tuple[float, float]]] = [[]]
     for at, value in line.points:
         if math.isnan(value):

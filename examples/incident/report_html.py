@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from .facts import Argued, CaseFile, Killed
-from .narrative import one_line
 from .page import STYLE
+from .plain import one_line
 
 __all__ = ["render_html"]
 

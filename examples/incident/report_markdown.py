@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .facts import CaseFile
-from .narrative import one_line
+from .plain import one_line
 
 __all__ = ["render_markdown"]
 

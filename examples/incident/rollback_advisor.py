@@ -18,6 +18,7 @@ from .ballots import cast_ballot, vote
 from .casework import INVESTIGATE, VOTE, Case, Claim, action_id
 from .deploy_validator import gauge_claims
 from .examination import Examination, clock
+from .plain import as_object
 from .suspects import PRIOR, TRAFFIC, gauge_cases
 
 __all__ = ["Feasibility", "assess_rollback", "investigate", "simulated_result"]
@@ -126,7 +127,7 @@ async def investigate(agent: Agent, focus: str, *, task: TaskRecord, queries: An
     action = await _approved(case, action, _patience(case.context)) or await agent.actions.get(action.id)
     if action.status is ActionStatus.APPROVED:
         action = await _carry_out(case, action)
-    name = action.parameters.get("action", action.type) if isinstance(action.parameters, dict) else action.type
+    name = as_object(action.parameters).get("action", action.type)
     return case.result(f"{name} of {action.target}: {action.status}", action=str(action.id))
 
 
@@ -227,11 +228,6 @@ async def _propose(case: Case, exam: Examination, advice: Feasibility) -> Action
         for member in await case.session.agents.list()
         if member.present and (member.id in investigators or member.id == case.agent.id)
     ]
-    options = {
-        "rule": Rule.MAJORITY,
-        "deadline": timedelta(minutes=1),
-        "electorate": electorate or [case.agent.id],
-    }
     if advice.advised and advice.best is not None:
         kind, target = "modify", advice.target
         parameters: dict[str, Any] = {"action": "rollback", "from": advice.best.change.version, "to": advice.previous}
@@ -256,7 +252,13 @@ async def _propose(case: Case, exam: Examination, advice: Feasibility) -> Action
         target,
         parameters,
         approval="human" if kind == "escalate" and not electorate else "both",
-        vote=VoteOptions(title=title, body=body, **options),
+        vote=VoteOptions(
+            title=title,
+            body=body,
+            rule=Rule.MAJORITY,
+            deadline=timedelta(minutes=1),
+            electorate=electorate or [case.agent.id],
+        ),
         id=action_id(case.session.id),
     )
 

@@ -107,6 +107,18 @@ CREATE TRIGGER append_only AFTER UPDATE OR DELETE ON blackboard.events
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.events
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+-- Named by triggers "immutable", whose WHEN finds a changed column: history tells what changed, and reads these from
+-- the row. AFTER and not BEFORE, which would lock every row of every update once more.
+CREATE FUNCTION blackboard.refuse_immutable() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM blackboard.raise('BB012', format('%s of a row of blackboard.%s never change.', TG_ARGV[0], TG_TABLE_NAME),
+                             jsonb_build_object('table', TG_TABLE_NAME, 'field', TG_ARGV[0]));
+    RETURN NULL;
+END
+$$;
+
 -- A row deleted by hand leaves its last state behind: TG_ARGV = (noun, column that holds the subject id).
 CREATE FUNCTION blackboard.record_delete() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -209,6 +221,7 @@ CREATE TABLE blackboard.sessions (
 -- A name finds one open session; closed ones keep theirs, so a nightly run may use it again.
 CREATE UNIQUE INDEX sessions_name_while_open ON blackboard.sessions (name) WHERE status IN ('active', 'paused');
 CREATE INDEX sessions_created ON blackboard.sessions (created_at DESC, id);
+CREATE INDEX sessions_name ON blackboard.sessions (name, created_at DESC);
 
 CREATE FUNCTION blackboard.history_sessions_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -263,6 +276,9 @@ $$;
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.sessions
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_sessions_update();
+CREATE TRIGGER immutable AFTER UPDATE OF id, created_by, created_at ON blackboard.sessions FOR EACH ROW
+    WHEN ((OLD.id, OLD.created_by, OLD.created_at) IS DISTINCT FROM (NEW.id, NEW.created_by, NEW.created_at))
+    EXECUTE FUNCTION blackboard.refuse_immutable('id, created_by and created_at');
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('session', 'id');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.sessions
@@ -291,15 +307,28 @@ BEGIN
 END
 $$;
 
--- Called by history_insert triggers: rows may only be added to sessions that exist and are open.
+-- Who adds rows to a session shares this lock; who closes it takes it alone, and so sees every row that was added
+-- before. A row lock would do the same, but make a crowd of writers queue for one page.
+CREATE FUNCTION blackboard.session_lock(p_session_id uuid) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT pg_catalog.hashtextextended('blackboard session ' || p_session_id::text, 0) $$;
+
+-- Called by history_insert triggers: rows may only be added to sessions that exist and are open. Volatile, so that the
+-- status is read after the lock was got.
 CREATE FUNCTION blackboard.check_sessions(p_session_ids uuid[]) RETURNS void
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_id uuid;
 BEGIN
     FOREACH v_id IN ARRAY p_session_ids LOOP
-        PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused');
+        PERFORM pg_advisory_xact_lock_shared(blackboard.session_lock(v_id));
+        IF current_setting('transaction_isolation') = 'read committed' THEN
+            PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused');
+        ELSE
+            -- An older snapshot may still show a closed session as open: locking its row finds out.
+            PERFORM 1 FROM blackboard.sessions WHERE id = v_id AND status IN ('active', 'paused') FOR KEY SHARE;
+        END IF;
         IF NOT FOUND THEN
             PERFORM blackboard.open_session(v_id);
         END IF;
@@ -326,8 +355,8 @@ BEGIN
         -- Name, goal and context may have been changed since; what was started is in the first event.
         PERFORM 1 FROM blackboard.events e
         WHERE e.session_id = p_id AND e.subject_id = p_id AND e.type = 'session.started'
-          AND (e.data ->> 'name', e.data ->> 'goal', e.data -> 'context')
-              IS DISTINCT FROM (p_name, p_goal, p_context);
+          AND (e.data ->> 'name', e.data ->> 'goal', e.data -> 'context', e.data -> 'allow_self_validation')
+              IS DISTINCT FROM (p_name, p_goal, p_context, to_jsonb(p_allow_self_validation));
         IF FOUND THEN
             PERFORM blackboard.raise('BB004', 'A session with this id was started with other content; use a new id.',
                                      jsonb_build_object('noun', 'session', 'id', p_id));
@@ -346,9 +375,10 @@ DECLARE
     v_session blackboard.sessions;
 BEGIN
     PERFORM blackboard.act_as(p_actor);
-    PERFORM blackboard.open_session(p_session_id);
+    -- The key comes before the state: a repeated call finds what the first did, also after the session was closed.
     IF blackboard.first_time(p_session_id, p_key, 'update_session',
                              jsonb_build_array(p_goal, p_context, p_status)) THEN
+        PERFORM blackboard.open_session(p_session_id);
         UPDATE blackboard.sessions
         SET goal = coalesce(p_goal, goal), context = coalesce(p_context, context),
             status = coalesce(p_status, status)
@@ -367,9 +397,11 @@ CREATE TABLE blackboard.agents (
         CONSTRAINT agents_capabilities_few CHECK (cardinality(capabilities) <= 100
                                                   AND array_position(capabilities, NULL) IS NULL),
     expertise jsonb NOT NULL DEFAULT '{}'
+        -- Strict: the lax path would look into arrays, and take [0.5] for a number.
         CONSTRAINT agents_expertise_weights CHECK (
             jsonb_typeof(expertise) = 'object'
-            AND NOT expertise @? '$.* ? (@.type() != "number" || @ < 0 || @ > 1)'),
+            AND NOT expertise @? 'strict $.* ? (@.type() != "number" || @ < 0 || @ > 1)')
+        CONSTRAINT agents_expertise_size CHECK (pg_column_size(expertise) <= 1048576),
     capacity integer NOT NULL DEFAULT 1 CONSTRAINT agents_capacity_range CHECK (capacity BETWEEN 1 AND 100000),
     role text NOT NULL DEFAULT 'member' CONSTRAINT agents_role_length CHECK (length(role) BETWEEN 1 AND 50),
     trust double precision NOT NULL DEFAULT 1 CONSTRAINT agents_trust_range CHECK (trust BETWEEN 0 AND 1),
@@ -390,20 +422,28 @@ BEGIN
     SELECT '00000000-0000-0000-0000-000000000000', TG_ARGV[0], blackboard.agent_subject(n.id),
            jsonb_build_object('agent_id', n.id, 'capabilities', n.capabilities, 'expertise', n.expertise,
                               'capacity', n.capacity, 'role', n.role, 'trust', n.trust)
-    FROM new_rows n;
+    FROM changed_rows n;
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER history_insert AFTER INSERT ON blackboard.agents REFERENCING NEW TABLE AS new_rows
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.agents REFERENCING NEW TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.registered');
-CREATE TRIGGER history_update AFTER UPDATE ON blackboard.agents REFERENCING NEW TABLE AS new_rows
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.agents REFERENCING NEW TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.updated');
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.agents REFERENCING OLD TABLE AS changed_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.deleted');
+CREATE TRIGGER immutable AFTER UPDATE OF id, created_at ON blackboard.agents FOR EACH ROW
+    WHEN ((OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.id, NEW.created_at))
+    EXECUTE FUNCTION blackboard.refuse_immutable('id and created_at');
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.agents
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE FUNCTION blackboard.expertise(p_agent_id text, p_category text) RETURNS double precision
 LANGUAGE sql STABLE
 AS $$
-    -- 0.5 for what nobody declared: neither trusted blindly nor ignored.
-    SELECT coalesce((SELECT (a.expertise ->> p_category)::double precision
+    -- 0.5 for what nobody declared: neither trusted blindly nor ignored. Rounded first, because a number may be too
+    -- small for a double, which is an error and not 0.
+    SELECT coalesce((SELECT round((a.expertise ->> p_category)::numeric, 15)::double precision
                      FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5)
 $$;
 
@@ -440,9 +480,13 @@ CREATE TABLE blackboard.leases (
     term interval NOT NULL CONSTRAINT leases_term_range CHECK (term BETWEEN interval '1 second' AND interval '30 days'),
     started_at timestamptz NOT NULL DEFAULT blackboard.now(),
     expires_at timestamptz NOT NULL,
+    -- When somebody first saw it expired; a renewal clears it.
+    suspected_at timestamptz,
     lapsed_at timestamptz,
     swept_at timestamptz
 ) WITH (fillfactor = 70);
+-- Its columns never change with a renewal, which therefore touches no index.
+CREATE INDEX leases_live ON blackboard.leases (id) WHERE lapsed_at IS NULL;
 CREATE INDEX leases_unswept ON blackboard.leases (lapsed_at) WHERE lapsed_at IS NOT NULL AND swept_at IS NULL;
 
 -- One row: when somebody last looked after the leases. A gap means that nobody could renew (an outage, a suspended
@@ -451,6 +495,7 @@ CREATE TABLE blackboard.liveness (
     only_row boolean PRIMARY KEY DEFAULT true CONSTRAINT liveness_only_row CHECK (only_row),
     checked_at timestamptz NOT NULL,
     grace_from timestamptz NOT NULL,
+    repaired_at timestamptz NOT NULL DEFAULT '-infinity',
     unswept boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 10);
 INSERT INTO blackboard.liveness (checked_at, grace_from) VALUES (blackboard.now(), blackboard.now());
@@ -544,6 +589,24 @@ $$;
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.memberships
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_update();
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, agent_id ON blackboard.memberships FOR EACH ROW
+    WHEN ((OLD.session_id, OLD.agent_id) IS DISTINCT FROM (NEW.session_id, NEW.agent_id))
+    EXECUTE FUNCTION blackboard.refuse_immutable('session_id and agent_id');
+
+CREATE FUNCTION blackboard.history_memberships_delete() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'agent.removed', blackboard.agent_subject(o.agent_id), to_jsonb(o) - 'session_id'
+    FROM old_rows o;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.memberships REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_delete();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.memberships
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 -- The agents of a session, with what is known of them everywhere; present while their process holds a live lease.
 CREATE VIEW blackboard.members AS

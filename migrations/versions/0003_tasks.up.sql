@@ -21,7 +21,9 @@ CREATE TABLE blackboard.tasks (
     parameters jsonb NOT NULL DEFAULT '{}'
         CONSTRAINT tasks_parameters_size CHECK (pg_column_size(parameters) <= 1048576),
     assigned_to text CONSTRAINT tasks_assigned_to_length CHECK (length(assigned_to) BETWEEN 1 AND 100),
-    timeout interval CONSTRAINT tasks_timeout_positive CHECK (timeout > interval '0'),
+    -- The upper bound keeps every deadline within what a timestamp can say: one that is not would fail its claimers.
+    timeout interval
+        CONSTRAINT tasks_timeout_range CHECK (timeout > interval '0' AND timeout <= interval '3650 days'),
     requires_approval boolean NOT NULL DEFAULT false,
     approved_by text,
     run_at timestamptz,
@@ -53,6 +55,7 @@ CREATE TABLE blackboard.tasks (
     CONSTRAINT tasks_run_at_when_scheduled CHECK (status <> 'scheduled' OR run_at IS NOT NULL),
     CONSTRAINT tasks_assignee_when_assigned CHECK (status <> 'assigned' OR assigned_to IS NOT NULL),
     CONSTRAINT tasks_blockers_iff_blocked CHECK (status <> 'blocked' OR blockers > 0),
+    CONSTRAINT tasks_ready_is_unblocked CHECK (blockers = 0 OR status NOT IN ('pending', 'assigned')),
     CONSTRAINT tasks_ready_is_approved CHECK (NOT requires_approval OR approved_by IS NOT NULL
                                               OR status NOT IN ('pending', 'assigned', 'running')),
     CONSTRAINT tasks_completed_at_iff_final CHECK (
@@ -93,9 +96,9 @@ CREATE TABLE blackboard.late_results (
     task_id uuid NOT NULL,
     claim_id uuid NOT NULL,
     attempt integer NOT NULL,
-    agent_id text NOT NULL,
-    result jsonb,
-    error jsonb,
+    agent_id text NOT NULL CONSTRAINT late_results_agent_id_length CHECK (length(agent_id) BETWEEN 1 AND 100),
+    result jsonb CONSTRAINT late_results_result_size CHECK (pg_column_size(result) <= 1048576),
+    error jsonb CONSTRAINT late_results_error_size CHECK (pg_column_size(error) <= 1048576),
     at timestamptz NOT NULL DEFAULT blackboard.now(),
     CONSTRAINT late_results_pkey PRIMARY KEY (session_id, id),
     CONSTRAINT late_results_once UNIQUE (session_id, task_id, claim_id, attempt)
@@ -117,12 +120,12 @@ AS $$
                               THEN 'task.held' END
         ELSE CASE
             WHEN p_old = 'running' THEN
-                CASE WHEN p_new NOT IN ('pending', 'assigned', 'scheduled') THEN NULL
+                CASE WHEN p_new NOT IN ('pending', 'assigned', 'scheduled', 'blocked') THEN NULL
                      WHEN p_error ->> 'code' = 'lease_lapsed' THEN 'task.lapsed'
                      WHEN p_error IS NOT NULL THEN 'task.retried'
                      ELSE 'task.released' END
             WHEN p_old IN ('failed', 'dead') THEN
-                CASE WHEN p_new IN ('pending', 'assigned', 'scheduled') THEN 'task.redriven' END
+                CASE WHEN p_new IN ('pending', 'assigned', 'scheduled', 'blocked') THEN 'task.redriven' END
             WHEN p_old IN ('completed', 'cancelled') THEN NULL
             WHEN p_new = 'pending' THEN 'task.ready'
             WHEN p_new = 'assigned' THEN 'task.reserved'
@@ -136,18 +139,27 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_tx bigint := blackboard.current_tx();
+    v_actor text := blackboard.current_actor();
     v_sessions uuid[] := array(SELECT DISTINCT n.session_id FROM new_rows n);
 BEGIN
     PERFORM blackboard.check_sessions(v_sessions);
-    IF EXISTS (SELECT FROM new_rows n WHERE n.status IN ('running', 'completed', 'failed', 'dead')) THEN
-        PERFORM blackboard.raise('BB003', 'A task is not born running or finished: add it, then claim it.',
+    IF EXISTS (SELECT FROM new_rows n
+               WHERE n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
+                  OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0) THEN
+        PERFORM blackboard.raise('BB003', 'A task is not born running, blocked or finished: add it, then claim it.',
                                  '{"noun": "task", "field": "status"}');
     END IF;
+    -- What is not named here has its column's default.
     INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
-    SELECT n.session_id, v_tx, n.created_by, 'task.created', n.id,
+    SELECT n.session_id, v_tx, v_actor, 'task.created', n.id,
            jsonb_build_object('type', n.type, 'capability', n.capability, 'priority', n.priority,
                               'status', n.status, 'assigned_to', n.assigned_to, 'run_at', n.run_at,
                               'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+           || CASE WHEN n.timeout IS NULL AND n.max_attempts = 5 AND n.retry_delay = interval '1 second'
+                        AND NOT n.requires_approval THEN '{}'
+                   ELSE jsonb_build_object('timeout', n.timeout, 'max_attempts', n.max_attempts,
+                                           'retry_delay', n.retry_delay, 'requires_approval', n.requires_approval,
+                                           'approved_by', n.approved_by) END
     FROM new_rows n ORDER BY n.position;
     PERFORM blackboard.hint(s, 'tasks') FROM unnest(v_sessions) s;
     RETURN NULL;
@@ -189,7 +201,11 @@ BEGIN
     END IF;
     INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
     SELECT n.session_id, v_tx, v_actor,
-           CASE WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
+           -- The fence only grows, and nobody takes over a claim by rewriting it.
+           CASE WHEN n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+                     OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+                THEN NULL
+                WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
                 WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
                 WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
                 ELSE 'task.updated' END,
@@ -204,7 +220,8 @@ BEGIN
                WHEN n.status <> o.status THEN
                    jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
                                       'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
-                                      'blockers', n.blockers, 'released', n.released)
+                                      'blockers', n.blockers, 'released', n.released,
+                                      'cancel_requested', n.cancel_requested)
                ELSE
                    CASE WHEN n.progress IS DISTINCT FROM o.progress
                         THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
@@ -228,6 +245,7 @@ BEGIN
     FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
     WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
        OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
+       OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
        OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
            n.capability, n.retry_delay, n.error)
           IS DISTINCT FROM
@@ -247,13 +265,32 @@ EXCEPTION WHEN not_null_violation THEN
     PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
         (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
          FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
-         WHERE n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL LIMIT 1));
+         WHERE n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+            OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+            OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
     RETURN NULL;
 END
 $$;
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_update();
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at
+    ON blackboard.tasks FOR EACH ROW
+    WHEN ((OLD.session_id, OLD.id, OLD.type, OLD.requires_approval, OLD.created_by, OLD.created_at) IS DISTINCT FROM
+          (NEW.session_id, NEW.id, NEW.type, NEW.requires_approval, NEW.created_by, NEW.created_at))
+    EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, type, requires_approval, created_by and created_at');
+-- A redrive by hand in a closed session, whose tasks nobody can claim any more.
+CREATE FUNCTION blackboard.check_reopened_task() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(ARRAY[NEW.session_id]);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER reopened AFTER UPDATE OF completed_at ON blackboard.tasks FOR EACH ROW
+    WHEN (OLD.completed_at IS NOT NULL AND NEW.completed_at IS NULL)
+    EXECUTE FUNCTION blackboard.check_reopened_task();
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('task', 'id');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.tasks
@@ -273,6 +310,28 @@ $$;
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.late_results REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_late_results();
 
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.late_results
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.late_results REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('late_result', 'task_id');
+
+-- Tasks have no foreign key to their session, which would cost on every row added; a session that has some stays.
+CREATE FUNCTION blackboard.keep_session_of_tasks() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(blackboard.session_lock(OLD.id));
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = OLD.id LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB012', 'A session that has tasks cannot be deleted; close it.',
+                                 jsonb_build_object('noun', 'session', 'id', OLD.id));
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER keep_session_of_tasks AFTER DELETE ON blackboard.sessions
+    FOR EACH ROW EXECUTE FUNCTION blackboard.keep_session_of_tasks();
+
 -- ------------------------------------------------------------------------------------------------ dependencies
 
 -- Where a task that nothing holds back any more goes next.
@@ -288,18 +347,40 @@ AS $$
     END
 $$;
 
--- Parents have finished: their edges are settled, children that nothing blocks any more become ready, children of a
--- failed parent (edge policy 'fail') are cancelled, and so on down.
+-- Parents have finished: their edges are settled, children that nothing blocks any more become ready. Children of a
+-- failed parent (edge policy 'fail') are cancelled, and all that falls with them, in one step: a trigger that called
+-- itself for every level would run out of stack in a long chain, and with it the sweep that needs it.
 CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
+    v_finished uuid[] := p_parents;
+    v_doomed uuid[];
     v_children uuid[];
 BEGIN
+    IF NOT p_succeeded THEN
+        WITH RECURSIVE doomed (id) AS (
+            SELECT unnest(p_parents)
+            UNION
+            SELECT d.task_id FROM doomed x
+            JOIN blackboard.task_dependencies d
+              ON d.session_id = p_session_id AND d.depends_on_id = x.id AND d.state = 'waiting' AND d.on_failure = 'fail'
+            JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = d.task_id
+                                   AND t.status IN ('blocked', 'awaiting_approval', 'scheduled', 'held')
+        ) SELECT array_agg(x.id) INTO v_doomed FROM doomed x;
+        v_finished := v_doomed;
+    END IF;
+    SELECT array_agg(DISTINCT d.task_id) INTO v_children FROM blackboard.task_dependencies d
+    WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (v_finished) AND d.state = 'waiting';
+    IF v_children IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_children)
+    ORDER BY t.id FOR UPDATE;
     WITH settled AS (
         UPDATE blackboard.task_dependencies d
         SET state = CASE WHEN p_succeeded OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
-        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (p_parents) AND d.state = 'waiting'
+        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (v_finished) AND d.state = 'waiting'
         RETURNING d.task_id)
     SELECT array_agg(DISTINCT task_id ORDER BY task_id) INTO v_children FROM settled;
     IF v_children IS NOT NULL THEN
@@ -319,7 +400,7 @@ BEGIN
         SELECT t.id, count(*) FILTER (WHERE d.state = 'waiting')::integer AS waiting,
                array_agg(d.depends_on_id) FILTER (WHERE d.state = 'failed') AS failed
         FROM blackboard.tasks t
-        JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
+        LEFT JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
         WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
         GROUP BY t.id
     ), moved AS (
@@ -347,6 +428,94 @@ BEGIN
 END
 $$;
 
+-- A cycle that new edges of these tasks close, as a path that ends where it begins; NULL if there is none.
+-- Takes away what depends on nothing, again and again (Kahn): linear in the edges, where following paths is not.
+CREATE FUNCTION blackboard.dependency_cycle(p_session_id uuid, p_tasks uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_nodes uuid[];
+    v_dependants integer[];
+    v_heads integer[];
+    v_waiting integer[];
+    v_queue integer[];
+    v_size integer;
+    v_done integer := 0;
+    v_queued integer := 0;
+    v_left uuid[] := '{}';
+    v_path uuid[];
+    v_next uuid;
+    v_from integer;
+BEGIN
+    -- A task that nothing depends on closes no cycle: adding new tasks at the end of a flow ends here.
+    WITH RECURSIVE reached (id) AS (
+        SELECT p.id FROM unnest(p_tasks) p (id)
+        WHERE EXISTS (SELECT FROM blackboard.task_dependencies d
+                      WHERE d.session_id = p_session_id AND d.depends_on_id = p.id)
+        UNION
+        SELECT d.depends_on_id FROM reached r
+        JOIN blackboard.task_dependencies d ON d.session_id = p_session_id AND d.task_id = r.id)
+    SELECT array_agg(r.id ORDER BY r.id) INTO v_nodes FROM reached r;
+    IF v_nodes IS NULL THEN
+        RETURN NULL;
+    END IF;
+    v_size := cardinality(v_nodes);
+    WITH nodes AS MATERIALIZED (
+        SELECT u.id, u.n::integer AS n FROM unnest(v_nodes) WITH ORDINALITY u (id, n)
+    ), edges AS MATERIALIZED (
+        SELECT a.n AS task, b.n AS depends_on
+        FROM nodes a
+        JOIN blackboard.task_dependencies d ON d.session_id = p_session_id AND d.task_id = a.id
+        JOIN nodes b ON b.id = d.depends_on_id)
+    SELECT (SELECT array_agg(e.task ORDER BY e.depends_on) FROM edges e),
+           (SELECT array_agg(h.count ORDER BY h.n) FROM (
+                SELECT n.n, count(e.task)::integer AS count FROM nodes n LEFT JOIN edges e ON e.depends_on = n.n
+                GROUP BY n.n) h),
+           (SELECT array_agg(w.count ORDER BY w.n) FROM (
+                SELECT n.n, count(e.depends_on)::integer AS count FROM nodes n LEFT JOIN edges e ON e.task = n.n
+                GROUP BY n.n) w)
+    INTO v_dependants, v_heads, v_waiting;
+    v_queue := array_fill(0, ARRAY[v_size]);
+    -- v_heads: from how many dependants of each to where its own begin.
+    v_from := 1;
+    FOR i IN 1 .. v_size LOOP
+        v_from := v_from + v_heads[i];
+        v_heads[i] := v_from - v_heads[i];
+        IF v_waiting[i] = 0 THEN
+            v_queued := v_queued + 1;
+            v_queue[v_queued] := i;
+        END IF;
+    END LOOP;
+    WHILE v_done < v_queued LOOP
+        v_done := v_done + 1;
+        v_from := v_queue[v_done];
+        FOR i IN v_heads[v_from] .. coalesce(v_heads[v_from + 1] - 1, cardinality(v_dependants), 0) LOOP
+            v_waiting[v_dependants[i]] := v_waiting[v_dependants[i]] - 1;
+            IF v_waiting[v_dependants[i]] = 0 THEN
+                v_queued := v_queued + 1;
+                v_queue[v_queued] := v_dependants[i];
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF v_done = v_size THEN
+        RETURN NULL;
+    END IF;
+    FOR i IN 1 .. v_size LOOP
+        IF v_waiting[i] > 0 THEN
+            v_left := v_left || v_nodes[i];
+        END IF;
+    END LOOP;
+    -- Everything that is left depends on something that is left: walk until the walk meets itself.
+    v_next := v_left[1];
+    WHILE v_path IS NULL OR NOT v_next = ANY (v_path) LOOP
+        v_path := v_path || v_next;
+        SELECT d.depends_on_id INTO STRICT v_next FROM blackboard.task_dependencies d
+        WHERE d.session_id = p_session_id AND d.task_id = v_next AND d.depends_on_id = ANY (v_left) LIMIT 1;
+    END LOOP;
+    RETURN v_path[array_position(v_path, v_next) :] || v_next;
+END
+$$;
+
 CREATE FUNCTION blackboard.check_dependencies() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -355,19 +524,15 @@ DECLARE
     v_path uuid[];
 BEGIN
     FOR v_session IN SELECT DISTINCT n.session_id FROM new_rows n ORDER BY 1 LOOP
+        PERFORM blackboard.check_sessions(ARRAY[v_session]);
+        IF EXISTS (SELECT FROM new_rows n WHERE n.session_id = v_session AND n.state <> 'waiting') THEN
+            PERFORM blackboard.raise('BB003', 'A new dependency waits; whether it is satisfied the board finds out.',
+                                     '{"noun": "task", "field": "state"}');
+        END IF;
         -- Edges of one session are added one transaction at a time: two halves of a cycle must see each other.
         PERFORM pg_advisory_xact_lock(hashtextextended('blackboard dependencies ' || v_session, 0));
-        -- The search starts at new edges only, and needs a task that both has dependants and depends.
-        WITH RECURSIVE walk AS (
-            SELECT n.task_id AS origin, n.depends_on_id AS at_id, ARRAY[n.task_id, n.depends_on_id] AS path
-            FROM new_rows n WHERE n.session_id = v_session
-            UNION ALL
-            SELECT w.origin, d.depends_on_id, w.path || d.depends_on_id
-            FROM walk w
-            JOIN blackboard.task_dependencies d ON d.session_id = v_session AND d.task_id = w.at_id
-            WHERE w.at_id <> w.origin AND NOT d.depends_on_id = ANY (w.path[2:])
-        ) CYCLE at_id SET seen USING visited
-        SELECT w.path INTO v_path FROM walk w WHERE w.at_id = w.origin LIMIT 1;
+        v_path := blackboard.dependency_cycle(
+            v_session, array(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.session_id = v_session));
         IF v_path IS NOT NULL THEN
             PERFORM blackboard.raise('BB008', 'The dependencies form a cycle: ' || array_to_string(v_path, ' -> ')
                                               || '. Leave one of these edges out.',
@@ -404,8 +569,52 @@ END
 $$;
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.task_dependencies REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.check_dependencies();
+-- The board's own changes come from triggers; by hand only the policy may be changed.
+CREATE TRIGGER immutable AFTER UPDATE ON blackboard.task_dependencies FOR EACH ROW
+    WHEN (pg_trigger_depth() < 1 AND (OLD.session_id, OLD.task_id, OLD.depends_on_id, OLD.state)
+                                     IS DISTINCT FROM (NEW.session_id, NEW.task_id, NEW.depends_on_id, NEW.state))
+    EXECUTE FUNCTION blackboard.refuse_immutable('Keys and state');
+
+CREATE FUNCTION blackboard.history_task_dependencies() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_session uuid;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT n.session_id, 'task.dependency_changed', n.task_id,
+               jsonb_build_object('depends_on', n.depends_on_id, 'on_failure', n.on_failure)
+        FROM new_rows n JOIN old_rows o USING (session_id, task_id, depends_on_id)
+        WHERE n.on_failure <> o.on_failure;
+        RETURN NULL;
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'task.dependency_removed', o.task_id, jsonb_build_object('depends_on', o.depends_on_id)
+    FROM old_rows o;
+    FOR v_session IN SELECT DISTINCT o.session_id FROM old_rows o LOOP
+        PERFORM blackboard.refresh_blockers(
+            v_session, array(SELECT DISTINCT o.task_id FROM old_rows o WHERE o.session_id = v_session));
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.task_dependencies
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() < 1) EXECUTE FUNCTION blackboard.history_task_dependencies();
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_task_dependencies();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.task_dependencies
+    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 -- --------------------------------------------------------------------------------------------------------- add
+
+CREATE FUNCTION blackboard.dependency_options(p_options jsonb) RETURNS TABLE (id uuid, on_failure text)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT coalesce(e.edge ->> 'id', e.edge #>> '{}')::uuid, coalesce(e.edge ->> 'on_failure', 'fail')
+    FROM jsonb_array_elements(p_options -> 'depends_on') e (edge)
+$$;
 
 -- Adds many tasks; arrays run in parallel, p_options holds what is rare (NULL for a plain task):
 --   assigned_to, run_at, timeout, requires_approval, max_attempts, retry_delay, depends_on [ids or {id, on_failure}]
@@ -456,20 +665,20 @@ BEGIN
         END IF;
     END IF;
     IF EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
-        SELECT (d.edge ->> 'id')::uuid INTO v_id
+        SELECT d.id INTO v_id
         FROM unnest(p_ids, p_options) x (id, options),
-             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+             LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
         WHERE NOT EXISTS (SELECT FROM blackboard.tasks t
-                          WHERE t.session_id = p_session_id AND t.id = (d.edge ->> 'id')::uuid)
+                          WHERE t.session_id = p_session_id AND t.id = d.id)
         LIMIT 1;
         IF FOUND THEN
             PERFORM blackboard.raise('BB001', format('There is no task %s in this session to depend on.', v_id),
                                      jsonb_build_object('noun', 'task', 'id', v_id, 'field', 'depends_on'));
         END IF;
         INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id, on_failure)
-        SELECT p_session_id, x.id, (d.edge ->> 'id')::uuid, coalesce(d.edge ->> 'on_failure', 'fail')
+        SELECT p_session_id, x.id, d.id, d.on_failure
         FROM unnest(p_ids, p_options) x (id, options),
-             LATERAL jsonb_array_elements(x.options -> 'depends_on') d (edge)
+             LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
         ON CONFLICT DO NOTHING;
     END IF;
     RETURN v_added;
@@ -493,7 +702,8 @@ $$;
 
 -- At most once a second, by whoever comes by: lapses what expired and sweeps what lapsed, a bounded number at a time.
 -- A lapse is one terminal step. Nothing lapses within one term of the server's start, or of the end of a gap in which
--- nobody looked (then nobody could renew either).
+-- nobody looked (then perhaps nobody could renew either). Where looks are always that rare, a lease lapses one term
+-- after it was first seen expired.
 CREATE FUNCTION blackboard.tend_leases(p_limit integer DEFAULT 200) RETURNS integer
 LANGUAGE plpgsql
 AS $$
@@ -501,9 +711,12 @@ DECLARE
     v_now timestamptz := blackboard.now();
     v_state blackboard.liveness;
     v_grace timestamptz;
-    v_lapsed integer;
     v_swept integer := 0;
 BEGIN
+    -- An older snapshot knows nothing of what was renewed since, and would only collide.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
     SELECT * INTO v_state FROM blackboard.liveness;
     IF v_state.checked_at > v_now - interval '1 second' AND v_state.checked_at <= v_now AND NOT v_state.unswept THEN
         RETURN 0;
@@ -516,13 +729,48 @@ BEGIN
     IF v_now - v_state.checked_at > interval '10 seconds' THEN
         v_grace := v_now;
     END IF;
-    UPDATE blackboard.leases SET lapsed_at = v_now
-    WHERE lapsed_at IS NULL AND swept_at IS NULL AND expires_at < v_now AND v_grace + term < v_now;
-    GET DIAGNOSTICS v_lapsed = ROW_COUNT;
-    v_swept := blackboard.sweep_leases(p_limit);
-    UPDATE blackboard.liveness
-    SET checked_at = v_now, grace_from = v_grace, unswept = v_swept >= p_limit;
+    IF v_state.checked_at > v_now THEN
+        -- The clock went back: nobody is owed more than one term from now.
+        v_grace := least(v_grace, v_now);
+        UPDATE blackboard.leases SET expires_at = v_now + term, suspected_at = NULL
+        WHERE lapsed_at IS NULL AND expires_at > v_now + term;
+    END IF;
+    UPDATE blackboard.liveness SET checked_at = v_now, grace_from = v_grace;
+    BEGIN
+        UPDATE blackboard.leases SET lapsed_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND pg_postmaster_start_time() + term < v_now
+          AND (v_grace + term < v_now OR suspected_at + term < v_now);
+        UPDATE blackboard.leases SET suspected_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND suspected_at IS NULL;
+        IF v_state.repaired_at < v_now - interval '15 seconds' OR v_state.repaired_at > v_now THEN
+            PERFORM blackboard.repair_leases();
+            UPDATE blackboard.liveness SET repaired_at = v_now;
+        END IF;
+        v_swept := blackboard.sweep_leases(p_limit);
+    EXCEPTION WHEN OTHERS THEN
+        -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
+        RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
+        v_swept := 0;
+    END;
+    UPDATE blackboard.liveness SET unswept = v_swept >= p_limit WHERE unswept <> (v_swept >= p_limit);
     RETURN v_swept;
+END
+$$;
+
+-- No task stays with a lease that is gone: a claim may be committed after its lease was swept (by a caller whose
+-- transaction took long), and a lease may be deleted by hand.
+CREATE FUNCTION blackboard.repair_leases() RETURNS void
+LANGUAGE plpgsql
+SET enable_seqscan = off
+AS $$
+BEGIN
+    INSERT INTO blackboard.leases (id, host, term, expires_at, lapsed_at)
+    SELECT DISTINCT t.lease_id, 'unknown', interval '1 second', blackboard.now(), blackboard.now()
+    FROM blackboard.tasks t
+    WHERE t.lease_id IS NOT NULL AND NOT EXISTS (SELECT FROM blackboard.leases l WHERE l.id = t.lease_id)
+    ON CONFLICT DO NOTHING;
+    UPDATE blackboard.leases l SET swept_at = NULL
+    WHERE l.swept_at IS NOT NULL AND l.id IN (SELECT t.lease_id FROM blackboard.tasks t WHERE t.lease_id IS NOT NULL);
 END
 $$;
 
@@ -544,8 +792,9 @@ BEGIN
         LIMIT p_limit FOR UPDATE OF t SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
-                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts
+                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead'
+                      WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts AND t.blockers = 0
                         THEN nextval('blackboard.task_positions') END,
         completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
                             THEN blackboard.now() END,
@@ -560,9 +809,11 @@ BEGIN
         WHERE t.deadline_at < blackboard.now()
         ORDER BY t.deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'scheduled' END,
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
+                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead' ELSE 'scheduled' END,
         position = NULL, lease_id = NULL, deadline_at = NULL, started_at = NULL,
-        completed_at = CASE WHEN t.attempt - t.released >= t.max_attempts THEN blackboard.now() END,
+        completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
+                            THEN blackboard.now() END,
         run_at = blackboard.now() + blackboard.backoff(t.retry_delay, t.attempt),
         error = jsonb_build_object('code', 'timeout', 'agent_id', t.assigned_to, 'attempt', t.attempt,
                                    'message', format('It ran longer than its timeout of %s.', t.timeout))
@@ -575,11 +826,13 @@ BEGIN
 END
 $$;
 
--- Full jitter around an exponential: half to one and a half times delay * 2^(attempt-1), at most an hour.
+-- Jitter around an exponential: half to one and a half times delay * 2^(attempt-1), which grows to an hour at most (a
+-- longer delay stays as it is). In seconds: an interval of 30 days times 2^30 is out of range.
 CREATE FUNCTION blackboard.backoff(p_delay interval, p_attempt integer) RETURNS interval
 LANGUAGE sql VOLATILE
 AS $$
-    SELECT least(p_delay * power(2, least(greatest(p_attempt, 1) - 1, 30)), interval '1 hour') * (0.5 + random())
+    SELECT least(extract(epoch FROM p_delay)::double precision * power(2::double precision, least(greatest(p_attempt, 1) - 1, 30)),
+                 greatest(extract(epoch FROM p_delay)::double precision, 3600)) * (0.5 + random()) * interval '1 second'
 $$;
 
 -- Keeps a lease for one more term; returns how many tasks it holds, or NULL when it lapsed (which is final).
@@ -587,7 +840,7 @@ CREATE FUNCTION blackboard.renew_lease(p_lease_id uuid) RETURNS integer
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    UPDATE blackboard.leases SET expires_at = blackboard.now() + term
+    UPDATE blackboard.leases SET expires_at = blackboard.now() + term, suspected_at = NULL
     WHERE id = p_lease_id AND lapsed_at IS NULL;
     IF NOT FOUND THEN
         RETURN NULL;
@@ -626,7 +879,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 SET enable_sort = off
 AS $$
 DECLARE
-    v_left integer := p_limit;
+    v_left integer := coalesce(p_limit, 1);
     v_got integer;
     v_below smallint := 11;
     v_priority smallint;
@@ -647,7 +900,7 @@ BEGIN
         PERFORM blackboard.open_session(p_session_id);
         RETURN;
     END IF;
-    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(p_limit, 100));
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(v_left, 100));
 
     RETURN QUERY
     WITH picked AS MATERIALIZED (
@@ -746,8 +999,9 @@ BEGIN
         WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now
         ORDER BY t.run_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
-        position = nextval('blackboard.task_positions')
+    SET status = CASE WHEN t.blockers > 0 THEN 'blocked'
+                      WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END
     FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
 END
 $$;
@@ -787,6 +1041,7 @@ BEGIN
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, result)
         SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r
+        WHERE EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = r.id)
         ON CONFLICT DO NOTHING)
     SELECT r.id FROM refused r;
 END
@@ -843,7 +1098,9 @@ BEGIN
     RETURN QUERY
     UPDATE blackboard.tasks t
     SET status = v_status, lease_id = NULL, deadline_at = NULL,
-        error = p_error || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
+        error = CASE WHEN jsonb_typeof(p_error) = 'object' THEN p_error
+                     ELSE jsonb_build_object('code', 'failed', 'message', coalesce(p_error #>> '{}', '')) END
+                || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
         run_at = CASE WHEN v_status = 'scheduled'
                       THEN blackboard.now() + coalesce(p_delay, blackboard.backoff(t.retry_delay, t.attempt))
                       ELSE t.run_at END,
@@ -866,8 +1123,8 @@ BEGIN
     v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
     RETURN QUERY
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested THEN nextval('blackboard.task_positions') END,
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 THEN nextval('blackboard.task_positions') END,
         completed_at = CASE WHEN t.cancel_requested THEN blackboard.now() END,
         lease_id = NULL, deadline_at = NULL, started_at = NULL, error = NULL, released = t.released + 1
     WHERE t.session_id = p_session_id AND t.id = p_id
@@ -980,8 +1237,9 @@ BEGIN
     END IF;
     RETURN QUERY
     UPDATE blackboard.tasks t
-    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
-        released = t.attempt
+    SET status = CASE WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END,
+        completed_at = NULL, error = NULL, cancel_requested = false, released = t.attempt
     WHERE t.session_id = p_session_id AND t.id = p_id
     RETURNING t.*;
 END

@@ -6,6 +6,8 @@ DROP FUNCTION blackboard.claim_by_hand(uuid, uuid, text);
 DROP VIEW blackboard.agent_sessions;
 DROP FUNCTION blackboard.agent_sessions_write();
 DROP FUNCTION blackboard.close_session(uuid, text, jsonb, text);
+DROP TRIGGER end_session ON blackboard.sessions;
+DROP FUNCTION blackboard.end_session();
 DROP FUNCTION blackboard.adopt();
 DROP FUNCTION blackboard.needs_adoption();
 DROP VIEW blackboard.state_history;

@@ -224,19 +224,41 @@ $$;
 
 -- --------------------------------------------------------------------------------------------- closing a session
 
--- Ends a session once. In the same transaction open tasks are cancelled (running ones are asked to stop, and their
--- holders may still hand in), open proposals expire undecided, waiting actions are rejected, locks are released.
--- Lock order: session, proposals and what follows them, tasks by id.
+-- What becomes of the open rows of a session that is closed, by whatever statement: open tasks are cancelled (running
+-- ones are asked to stop, and their holders may still hand in), open proposals expire undecided, waiting actions are
+-- rejected, locks are released. Lock order: session, proposals, actions, locks, tasks by id.
+CREATE FUNCTION blackboard.end_session() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Whoever is adding rows just now commits first; whoever comes later finds the session closed.
+    PERFORM pg_advisory_xact_lock(blackboard.session_lock(NEW.id));
+    PERFORM blackboard.end_decisions(NEW.id);
+    PERFORM 1 FROM blackboard.tasks
+    WHERE session_id = NEW.id AND completed_at IS NULL ORDER BY id FOR UPDATE;
+    UPDATE blackboard.tasks
+    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+        error = jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
+    WHERE session_id = NEW.id AND completed_at IS NULL AND status <> 'running';
+    UPDATE blackboard.tasks SET cancel_requested = true
+    WHERE session_id = NEW.id AND status = 'running' AND NOT cancel_requested;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER end_session AFTER UPDATE OF status ON blackboard.sessions FOR EACH ROW
+    WHEN (NEW.status IN ('completed', 'failed') AND OLD.status IN ('active', 'paused'))
+    EXECUTE FUNCTION blackboard.end_session();
+
+-- Ends a session once.
 CREATE FUNCTION blackboard.close_session(p_session_id uuid, p_status text, p_outcome jsonb, p_actor text)
 RETURNS blackboard.sessions
 LANGUAGE plpgsql
 AS $$
 DECLARE
     v_session blackboard.sessions;
-    v_id uuid;
 BEGIN
     PERFORM blackboard.act_as(p_actor);
-    IF p_status NOT IN ('completed', 'failed') THEN
+    IF p_status IS NULL OR p_status NOT IN ('completed', 'failed') THEN
         PERFORM blackboard.raise('BB002', 'A session is closed as completed or failed.', '{"field": "status"}');
     END IF;
     SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id FOR UPDATE;
@@ -244,17 +266,6 @@ BEGIN
         RETURN v_session;
     END IF;
     PERFORM blackboard.open_session(p_session_id);
-
-    PERFORM blackboard.end_decisions(p_session_id);
-    PERFORM 1 FROM blackboard.tasks
-    WHERE session_id = p_session_id AND completed_at IS NULL ORDER BY id FOR UPDATE;
-    UPDATE blackboard.tasks
-    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
-        error = jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
-    WHERE session_id = p_session_id AND completed_at IS NULL AND status <> 'running';
-    UPDATE blackboard.tasks SET cancel_requested = true
-    WHERE session_id = p_session_id AND status = 'running' AND NOT cancel_requested;
-
     UPDATE blackboard.sessions SET status = p_status, outcome = p_outcome, closed_at = blackboard.now()
     WHERE id = p_session_id RETURNING * INTO v_session;
     RETURN v_session;
@@ -266,6 +277,10 @@ $$;
 -- With search_path = blackboard whoever knows only the three tables of the source document can use them as they were
 -- written there; what they do goes through the same verbs and leaves the same history.
 --   * agent_id needs no registration: an unknown one has trust and expertise 0.5, is no member, and votes nowhere.
+--   * A column that is given as NULL has its default; session_id must be given.
+--   * completed_at, and the created_at of what exists, are the board's: what is written there is not kept.
+--   * An update of a row that somebody else has changed since it was read updates nothing (UPDATE 0), as an update of a
+--     table does whose WHERE is no longer true: of two that take one pending task, one does.
 --   * status = 'running' claims the task for assigned_to (else for the database role) under a lease of 15 minutes
 --     that nobody renews; then it goes back. 'completed' and 'failed' end a task that was claimed this way, or that
 --     nobody runs; a task that an agent holds under a lease of its own is refused (LeaseLost).
@@ -285,6 +300,9 @@ BEGIN
         RETURN OLD;
     END IF;
     IF TG_OP = 'INSERT' THEN
+        NEW.id := coalesce(NEW.id, gen_random_uuid());
+        NEW.status := coalesce(NEW.status, 'active');
+        NEW.created_at := coalesce(NEW.created_at, blackboard.now());
         INSERT INTO blackboard.sessions (id, name, context, status, created_at)
         VALUES (NEW.id, 'session ' || NEW.id, NEW.context, NEW.status, NEW.created_at);
         RETURN NEW;
@@ -349,7 +367,10 @@ BEGIN
             PERFORM blackboard.raise('BB002', 'A task belongs to a session: give its session_id.',
                                      '{"field": "session_id"}');
         END IF;
-        IF coalesce(NEW.status, '') NOT IN ('pending', 'assigned') THEN
+        NEW.id := coalesce(NEW.id, gen_random_uuid());
+        NEW.status := coalesce(NEW.status, 'pending');
+        NEW.created_at := coalesce(NEW.created_at, blackboard.now());
+        IF NEW.status NOT IN ('pending', 'assigned') THEN
             PERFORM blackboard.raise('BB003', 'A task is not born running or finished: insert it as pending, then '
                                               'update its status.', '{"noun": "task", "field": "status"}');
         END IF;
@@ -365,6 +386,20 @@ BEGIN
                                      '{"field": "id"}');
         END IF;
         SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id FOR UPDATE;
+        IF (v_task.status, v_task.assigned_to) IS DISTINCT FROM (OLD.status::text, OLD.assigned_to::text) THEN
+            RETURN NULL;
+        END IF;
+        NEW.status := coalesce(NEW.status, OLD.status);
+        IF v_task.status = 'running' AND (NEW.status NOT IN ('running', 'cancelled')
+                                          OR NEW.result IS DISTINCT FROM OLD.result
+                                          OR NEW.assigned_to IS DISTINCT FROM OLD.assigned_to) THEN
+            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
+            IF NOT FOUND THEN
+                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
+                                                         v_task.assigned_to),
+                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
+            END IF;
+        END IF;
         IF NEW.parameters IS DISTINCT FROM OLD.parameters THEN
             UPDATE blackboard.tasks SET parameters = coalesce(NEW.parameters, '{}')
             WHERE session_id = OLD.session_id AND id = OLD.id;
@@ -382,12 +417,6 @@ BEGIN
             END IF;
         END IF;
         IF NEW.status IN ('completed', 'failed') AND NEW.status <> OLD.status AND v_task.status = 'running' THEN
-            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
-            IF NOT FOUND THEN
-                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
-                                                         v_task.assigned_to),
-                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
-            END IF;
             IF NEW.status = 'completed' THEN
                 PERFORM blackboard.complete_tasks(OLD.session_id, ARRAY[OLD.id], ARRAY[v_task.claim_id],
                                                   ARRAY[v_task.attempt], ARRAY[NEW.result], v_actor);
@@ -406,11 +435,21 @@ BEGIN
         ELSIF NEW.status <> v_task.status THEN
             PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
                                      jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
-        ELSIF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to AND v_task.status IN ('pending', 'assigned') THEN
-            UPDATE blackboard.tasks
-            SET assigned_to = NEW.assigned_to,
-                status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
-            WHERE session_id = OLD.session_id AND id = OLD.id;
+        ELSE
+            IF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
+                IF v_task.status NOT IN ('pending', 'assigned') THEN
+                    PERFORM blackboard.raise('BB003', format('A task that is %s is not assigned anew.', v_task.status),
+                                             jsonb_build_object('noun', 'task', 'id', v_task.id, 'field', 'assigned_to',
+                                                                'status', v_task.status));
+                END IF;
+                UPDATE blackboard.tasks
+                SET assigned_to = NEW.assigned_to,
+                    status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
+                WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+            IF NEW.result IS DISTINCT FROM v_task.result THEN
+                UPDATE blackboard.tasks SET result = NEW.result WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
         END IF;
         SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
     END IF;
@@ -448,6 +487,7 @@ BEGIN
             PERFORM blackboard.raise('BB002', 'A finding belongs to a session: give its session_id.',
                                      '{"field": "session_id"}');
         END IF;
+        NEW.id := coalesce(NEW.id, gen_random_uuid());
         -- A duplicate becomes a corroboration: RETURNING then gives the row that was there.
         v_finding := blackboard.report_finding(NEW.session_id, NEW.id, NEW.agent_id, NEW.finding_type, NEW.content,
                                                'observation', NEW.confidence);
