@@ -329,7 +329,18 @@ class Session:
             vote_weight=vote_weight,
             lease_id=await self.scope.leases.current(),
         )
-        scope = replace(self.scope, actor=record.id, agent_id=record.id, capabilities=tuple(record.capabilities))
+        return self._agent(record)
+
+    async def agent(self, agent_id: str) -> Agent:
+        """The handle of a member, without taking over its presence: for who speaks for an agent that lives elsewhere.
+
+        Raises:
+            NotFound: it is no member.
+        """
+        return self._agent(await self.agents.get(agent_id))
+
+    def _agent(self, record: AgentRecord) -> Agent:
+        scope = replace(self.scope, actor=record.id, agent_id=record.id, capabilities=record.capabilities)
         return Agent(scope, record, self)
 
     async def board(self, *, limit: int = 100) -> Picture:

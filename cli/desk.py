@@ -137,18 +137,18 @@ class Desk:
             )
         session = self.session()
         try:
-            before = session.agents.get(name)
+            agent = session.agent(name)
         except NotFound:
             if not join:
                 raise
-            before = None
-        if before is not None and before.left_at is not None and not join:
+            agent = None
+        if agent is not None and agent.record.left_at is None:
+            return agent
+        if not join:
             raise NotPermitted(f"{name} has left this session; join it again with `blackboard agent join {name}`.")
-        agent = session.join(name)
-        if before is not None and before.present:
-            # We speak for an agent whose own process is there: its presence stays with that process.
-            session.agents.join(name, lease_id=before.lease_id)
-        return agent
+        # A member without presence: this process ends with the command.
+        session.agents.join(name)
+        return session.agent(name)
 
     @property
     def actor(self) -> str | None:

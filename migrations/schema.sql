@@ -1170,6 +1170,25 @@ CREATE FUNCTION blackboard.complete_action(p_session_id uuid, p_id uuid, p_agent
     LANGUAGE sql
     AS $$ SELECT * FROM blackboard.finish_action(p_session_id, p_id, p_agent_id, p_token, 'completed', p_result, NULL) $$;
 
+CREATE FUNCTION blackboard.complete_and_claim(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_result jsonb, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_next_claim_id uuid, p_limit integer) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    AS $$
+BEGIN
+    PERFORM blackboard.complete_tasks(p_session_id, ARRAY[p_id], ARRAY[p_claim_id], ARRAY[p_attempt],
+                                      ARRAY[p_result], p_agent_id);
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB006', format('Task %s is not yours any more: drop this work.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF FOUND THEN
+        RETURN QUERY SELECT * FROM blackboard.claim_tasks(p_session_id, p_agent_id, p_capabilities, p_lease_id,
+                                                          p_next_claim_id, p_limit);
+    END IF;
+END
+$$;
+
 CREATE FUNCTION blackboard.complete_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_results jsonb[], p_agent_id text) RETURNS SETOF uuid
     LANGUAGE plpgsql
     SET "blackboard.notify" TO 'off'
@@ -1444,6 +1463,37 @@ CREATE FUNCTION blackboard.dependency_options(p_options jsonb) RETURNS TABLE(id 
     FROM jsonb_array_elements(p_options -> 'depends_on') e (edge)
 $$;
 
+CREATE FUNCTION blackboard.discard_task(p_session_id uuid, p_id uuid, p_reason text, p_actor text) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    IF v_task.status = 'cancelled' AND v_task.error ->> 'code' = 'discarded' THEN
+        RETURN NEXT v_task;
+        RETURN;
+    END IF;
+    IF v_task.status <> 'dead' THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s; only dead tasks can be discarded.',
+                                                 p_id, v_task.status),
+                                 jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
+    END IF;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = 'cancelled', completed_at = blackboard.now(),
+        error = jsonb_build_object('code', 'discarded', 'message', p_reason, 'last', t.error)
+    WHERE t.session_id = p_session_id AND t.id = p_id
+    RETURNING t.*;
+END
+$$;
+
 CREATE FUNCTION blackboard.electors_guard() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1579,6 +1629,66 @@ BEGIN
         completed_at = CASE WHEN v_status <> 'scheduled' THEN blackboard.now() END
     WHERE t.session_id = p_session_id AND t.id = p_id
     RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.fail_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_errors jsonb[], p_outcomes text[], p_delays interval[], p_max_attempts integer[], p_agent_id text) RETURNS TABLE(id uuid, status text)
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_done integer;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    -- A request to cancel that comes in meanwhile must be seen: the statement after the locks has a new snapshot.
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
+    ORDER BY t.id FOR UPDATE;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = x.status, lease_id = NULL, deadline_at = NULL,
+        max_attempts = coalesce(x.max_attempts, t.max_attempts),
+        error = x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
+        run_at = CASE WHEN x.status = 'scheduled'
+                      THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
+                      ELSE t.run_at END,
+        completed_at = CASE WHEN x.status <> 'scheduled' THEN v_now END
+    FROM (SELECT u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
+                 CASE WHEN u.outcome <> 'retry' THEN u.outcome
+                      WHEN o.cancel_requested THEN 'cancelled'
+                      WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
+                      ELSE 'scheduled' END AS status
+          FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
+                   u (id, claim_id, attempt, error, outcome, delay, max_attempts)
+          JOIN blackboard.tasks o ON o.session_id = p_session_id AND o.id = u.id) x
+    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.lease_id IS NOT NULL
+    RETURNING t.id, t.status;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH answered AS (
+        SELECT x.id, x.claim_id, x.attempt, x.error,
+               CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+                         AND t.error -> 'attempt' = to_jsonb(x.attempt)
+                         AND t.error -> 'code' IS NOT DISTINCT FROM x.error -> 'code'
+                    THEN t.status END AS status
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+    ), kept AS (
+        INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, error)
+        SELECT p_session_id, a.id, a.claim_id, a.attempt, p_agent_id, a.error FROM answered a
+        WHERE a.status IS NULL
+        ON CONFLICT DO NOTHING)
+    SELECT a.id, a.status FROM answered a;
 END
 $$;
 
@@ -3021,6 +3131,35 @@ CREATE FUNCTION blackboard.log_odds(p_confidence double precision) RETURNS doubl
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT pg_catalog.ln(p_confidence / (1 - p_confidence)) $$;
 
+CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[]) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval)
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_capabilities text[] := p_capabilities || ''::text;
+BEGIN
+    RETURN QUERY
+    SELECT s.id, s.status,
+           s.status = 'active' AND (
+               EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
+                           LATERAL (SELECT FROM blackboard.tasks t
+                                    WHERE t.session_id = s.id AND t.capability = c.capability
+                                      AND t.status = 'pending' LIMIT 1) p)
+               OR EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')),
+           CASE WHEN s.status = 'active'
+                THEN (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
+                      WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1) END
+    FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id;
+END
+$$;
+
 CREATE FUNCTION blackboard.may_overrule(p_session_id uuid, p_actor text) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
@@ -3605,6 +3744,36 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.redrive_tasks(p_session_id uuid, p_type text, p_error_code text, p_before timestamp with time zone, p_limit integer, p_dry_run boolean, p_actor text) RETURNS SETOF uuid
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    IF p_dry_run THEN
+        RETURN QUERY
+        SELECT t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'dead' AND (p_type IS NULL OR t.type = p_type)
+          AND (p_error_code IS NULL OR t.error ->> 'code' = p_error_code)
+          AND (p_before IS NULL OR t.completed_at < p_before)
+        ORDER BY t.completed_at, t.id LIMIT p_limit;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH found AS MATERIALIZED (
+        SELECT t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'dead' AND (p_type IS NULL OR t.type = p_type)
+          AND (p_error_code IS NULL OR t.error ->> 'code' = p_error_code)
+          AND (p_before IS NULL OR t.completed_at < p_before)
+        ORDER BY t.completed_at, t.id LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
+        released = t.attempt
+    FROM found f WHERE t.session_id = p_session_id AND t.id = f.id
+    RETURNING t.id;
+END
+$$;
+
 CREATE FUNCTION blackboard.refresh_blockers(p_session_id uuid, p_children uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -3762,6 +3931,43 @@ BEGIN
         lease_id = NULL, deadline_at = NULL, started_at = NULL, error = NULL, released = t.released + 1
     WHERE t.session_id = p_session_id AND t.id = p_id
     RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.release_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_delays interval[], p_errors jsonb[], p_agent_id text) RETURNS TABLE(id uuid, status text)
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
+    ORDER BY t.id FOR UPDATE;
+    RETURN QUERY
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN x.delay IS NOT NULL THEN 'scheduled'
+                      ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND x.delay IS NULL
+                        THEN nextval('blackboard.task_positions') END,
+        run_at = CASE WHEN NOT t.cancel_requested AND x.delay IS NOT NULL THEN v_now + x.delay ELSE t.run_at END,
+        completed_at = CASE WHEN t.cancel_requested THEN v_now END,
+        error = CASE WHEN t.cancel_requested
+                     THEN jsonb_build_object('code', 'cancelled', 'message', 'It was asked to stop, and did.',
+                                             'attempt', x.attempt, 'agent_id', p_agent_id)
+                     WHEN x.error IS NOT NULL
+                     THEN x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id) END,
+        lease_id = NULL, deadline_at = NULL, started_at = NULL, released = t.released + 1
+    FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) x (id, claim_id, attempt, delay, error)
+    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.lease_id IS NOT NULL
+    RETURNING t.id, t.status;
 END
 $$;
 
@@ -5085,6 +5291,8 @@ CREATE UNIQUE INDEX sessions_name_while_open ON blackboard.sessions USING btree 
 CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (session_id, depends_on_id);
 
 CREATE INDEX tasks_assigned ON blackboard.tasks USING btree (session_id, assigned_to, priority DESC, "position") WHERE (status = 'assigned'::text);
+
+CREATE INDEX tasks_dead ON blackboard.tasks USING btree (session_id, completed_at, id) WHERE (status = 'dead'::text);
 
 CREATE INDEX tasks_deadline ON blackboard.tasks USING btree (deadline_at) WHERE (deadline_at IS NOT NULL);
 

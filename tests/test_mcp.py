@@ -355,3 +355,13 @@ def test_nothing_but_the_protocol_reaches_standard_output(database_url: str) -> 
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.split("\n") == ["noise of ours", "noise of a child", ""]
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['mcp'] = None; from blackboard.mcp.server import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60,
+        env={"PATH": os.environ["PATH"], "AGENT_ID": "a"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'agent-blackboard[mcp]'" in done.stderr

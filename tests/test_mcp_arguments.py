@@ -9,10 +9,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mcp import Client
 
 from blackboard import Blackboard, Session
+from blackboard.mcp.environment import Environment, read_environment
+from blackboard.mcp.fence import Fence, quoted
 from blackboard.mcp.handlers import TOOLS
+from blackboard.mcp.names import Names
 
 from .mcp_client import Speaker, speaking
 
@@ -121,3 +126,42 @@ async def test_instructions_are_short_and_name_the_tools(agent: Speaker, board: 
     assert "ops/a" in client.instructions
     assert len(client.instructions.splitlines()) <= 16
     assert set(re.findall(r"swarm_(\w+)", client.instructions)) <= set(TOOLS)
+
+
+def test_the_environment_is_read_and_options_are_stronger() -> None:
+    variables = {
+        "AGENT_ID": "ops/a",
+        "BLACKBOARD_URL": "",
+        "DATABASE_URL": "postgresql://x/y",
+        "SWARM_SESSION": "INC-1",
+        "SWARM_CAPABILITIES": "logs, metrics,",
+        "SWARM_TOOL_NAMES": "Dotted",
+    }
+    told = read_environment(variables, [])
+    assert told == Environment("ops/a", "postgresql://x/y", "INC-1", ("logs", "metrics"), dotted=True)
+    told = read_environment(
+        variables | {"BLACKBOARD_URL": "postgresql://first/y"},
+        ["--agent-id", "ops/b", "--session", "INC-2", "--capabilities", "deploy"],
+    )
+    assert told == Environment("ops/b", "postgresql://first/y", "INC-2", ("deploy",), dotted=True)
+    assert read_environment({"AGENT_ID": "a"}, []) == Environment("a")
+
+
+def test_both_names_mean_the_same_tool() -> None:
+    for dotted in (False, True):
+        names = Names(dotted=dotted)
+        for verb in TOOLS:
+            assert {Names.verb(f"swarm_{verb}"), Names.verb(f"swarm.{verb}"), Names.verb(names[verb])} == {verb}
+    assert Names().fill('{claim_task} with {"a": 1} {} {X}') == 'swarm_claim_task with {"a": 1} {} {X}'
+
+
+@given(st.text())
+def test_no_text_leaves_its_fence_or_its_line(text: str) -> None:
+    fence = Fence()
+    lines = fence.around("label", [text]).splitlines()
+    assert lines[0].startswith("--- begin data ")
+    assert lines[-1] == f"--- end data {fence.number} ---"
+    assert all(line.startswith("| ") for line in lines[1:-1])
+    for shown_as in (quoted(text), quoted([text])):
+        assert len(f"x{shown_as}x".splitlines()) == 1
+        assert shown_as.isprintable()

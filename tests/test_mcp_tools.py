@@ -49,6 +49,15 @@ async def test_a_tool_before_joining_says_how_to_join(board: Blackboard, session
         assert session.name in text
 
 
+async def test_a_configured_session_that_is_not_there_is_named(board: Blackboard) -> None:
+    async with speaking(board, "ops/a", "nowhere") as agent:
+        text, error = await agent.refused("view")
+        assert error["code"] == "not_found"
+        assert '"nowhere"' in text
+        assert (await agent("join_session", create_if_missing=True))["session"] == "nowhere"
+        assert (await agent("view"))["session"] == "nowhere"
+
+
 async def test_joining_creates_only_on_request_and_once(board: Blackboard) -> None:
     name = f"new-{uuid.uuid4().hex[:8]}"
     wanted = {"session": name, "create_if_missing": True, "goal": "find out", "context": {"task": "T"}}

@@ -57,6 +57,11 @@ async def test_every_write_repeated_with_its_key_returns_the_first_result(
     assert error["code"] == "idempotency_conflict"
     assert "new idempotency_key" in text
 
+    better = {"content": "pool exhausted, 20 of 20", "type": "pool", "reason": "counted"}
+    await twice(other, "post_finding", key="k2", **better, supersedes=foreign["finding_id"])
+    foreign = await twice(
+        other, "post_finding", key="k3", content="pool fine", type="pool", contradicts=[finding["finding_id"]]
+    )
     first_task = await twice(agent, "add_task", type="investigate")
     await twice(agent, "add_task", key="k2", type="investigate")
     await twice(agent, "add_task", key="k3", type="investigate")

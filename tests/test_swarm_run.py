@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from blackboard import Blackboard
 from blackboard.errors import AlreadyExists, ConfigurationError, Conflict, NotFound
 from blackboard.swarm import SwarmOutcome, SwarmSpec, SwarmStatus, Update, UpdateKind, load_swarm, run_swarm
+from blackboard.swarm.assignment import load_function
 
 from .conftest import eventually
 
@@ -26,7 +28,10 @@ Load = Callable[..., SwarmSpec]
 
 
 @pytest.fixture(autouse=True)
-def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = str(tmp_path_factory.mktemp("temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", folder)  # logs of runs that are meant to fail are kept there
+    monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("BLACKBOARD_POLL_INTERVAL", "0.2")
 
@@ -297,21 +302,28 @@ async def test_an_agent_that_dies_before_it_begins_does_not_keep_its_task(load: 
     assert outcome.agents[0].exits == (3,)
 
 
+async def test_what_is_not_there_ends_the_swarm_at_once(load: Load, database_url: str) -> None:
+    spec = load("  agents:\n    - a: {focus: x, run: 'no_module:f'}\n    - b: {focus: x, command: [no-program]}")
+    outcome = await run_swarm(spec, url=database_url)
+    assert outcome.status is SwarmStatus.FAILED
+    assert any("cannot start" in problem for problem in outcome.problems)
+    assert 78 in {code for agent in outcome.agents for code in agent.exits}
+    tails = "".join(agent.log_tail for agent in outcome.agents)
+    assert "No module named 'no_module'" in tails or "there is no such program" in tails
+
+
 @pytest.mark.parametrize(
-    ("run", "words"),
+    ("reference", "words"),
     [
-        ("run: no_such_module:f", "No module named 'no_such_module'"),
-        ("run: swarm_agents:nothing", "no attribute 'nothing'"),
-        ("run: swarm_agents:TESTS", "no attribute"),
-        ("command: [no-such-program]", "there is no such program"),
-        ("run: asyncio:sleep", "wants delay"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("asyncio:nothing", "no attribute 'nothing'"),
+        ("asyncio:events", "is no function but module"),
+        ("asyncio:sleep", "wants delay, which a swarm does not give"),
     ],
 )
-async def test_what_is_not_there_ends_the_swarm_at_once(load: Load, database_url: str, run: str, words: str) -> None:
-    outcome = await run_swarm(load(f"  agents: [{{a: {{focus: x, {run.replace(': ', ': ', 1)}}}}}]"), url=database_url)
-    assert outcome.status is SwarmStatus.FAILED
-    assert "cannot start" in outcome.problems[0]
-    assert words in outcome.problems[0]
+def test_what_is_no_function_for_a_swarm(reference: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load_function(reference)
 
 
 async def test_a_function_that_fails_is_tried_again_and_then_given_up(load: Load, database_url: str) -> None:
@@ -581,8 +593,8 @@ async def test_a_query_that_many_ask_runs_once(
 
 
 async def test_findings_can_be_kept_apart(load: Load, database_url: str) -> None:
-    for shared, seen in (("true", 2), ("false", 1)):
-        spec = load(agents(a="see", b="see"), rest=f"  coordination: {{share_findings: {shared}}}")
-        outcome = await run_swarm(spec, url=database_url)
-        assert outcome.result["ops/a"]["all"] == seen
-        assert len(outcome.result["ops/b"]["mine"]) == seen
+    spec = load(agents(a="see", b="see"), rest="  coordination: {share_findings: false}")
+    outcome = await run_swarm(spec, url=database_url)
+    assert [outcome.result[name] for name in ("ops/a", "ops/b")] == [
+        {"mine": ["ops/a"], "all": 1}, {"mine": ["ops/b"], "all": 1},
+    ]  # fmt: skip

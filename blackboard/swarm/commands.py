@@ -19,7 +19,7 @@ __all__ = ["CommandFailed", "fill_in", "mcp_config", "parse_result", "run_comman
 
 _MAX_OUTPUT = 4 * 1024 * 1024
 _TAIL = 4000
-_TERMINATE_SECONDS = 3.0
+_TERMINATE_SECONDS = 2.0
 _DRAIN_SECONDS = 1.0
 
 

@@ -15,10 +15,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from ..board import Agent, Blackboard
@@ -29,10 +29,10 @@ from .programs import Programs
 
 __all__ = ["main"]
 
+_T = TypeVar("_T")
 _log = logging.getLogger("blackboard.swarm")
 _CLAIM_WAIT = timedelta(seconds=30)
 _LOOK_SECONDS = 1.0
-_STOP_SECONDS = 3.0
 _ORPHAN_SECONDS = 5.0
 _TRIES = 5
 _orphaned = threading.Event()
@@ -60,17 +60,9 @@ class Host:
             return EXIT_CONFIGURATION
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self.stopping.set)
-        board = await Blackboard.open(
-            os.environ["BLACKBOARD_URL"], actor=self.agent_id, lease_term=timedelta(seconds=self.plan["lease"])
-        )
+        board = await self._insist(self._open)
         try:
-            session = await board.session(UUID(self.plan["session_id"]))
-            agent = await session.join(
-                self.agent_id,
-                capabilities=self.plan["capabilities"],
-                expertise=self.plan["expertise"] or None,
-            )
-            await self._work(board, agent)
+            await self._work(board, await self._insist(lambda: self._join(board)))
         except SessionClosed:
             _log.info("the session is over")
         finally:
@@ -78,6 +70,29 @@ class Host:
                 await self.programs.close()
             await board.close()
         return EXIT_ABANDONED if self.abandoned else 0
+
+    async def _open(self) -> Blackboard:
+        lease = timedelta(seconds=self.plan["lease"])
+        return await Blackboard.open(os.environ["BLACKBOARD_URL"], actor=self.agent_id, lease_term=lease)
+
+    async def _join(self, board: Blackboard) -> Agent:
+        session = await board.session(UUID(self.plan["session_id"]))
+        return await session.join(
+            self.agent_id, capabilities=self.plan["capabilities"], expertise=self.plan["expertise"] or None
+        )
+
+    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """What ``call`` returned, tried again while the server is away: it must be idempotent."""
+        tries = 0
+        while True:
+            try:
+                return await call()
+            except BlackboardError as error:
+                tries += 1
+                if not error.retryable or tries > _TRIES or self.stopping.is_set():
+                    raise
+                _log.warning("trying again: %s", error)
+                await asyncio.sleep(0.1 * 2**tries)
 
     def hear(self, line: str) -> None:
         """One line of the runner's."""
@@ -133,7 +148,7 @@ class Host:
             why = next((name for one, name in others.items() if one.done()), "timeout")
             _log.info("task %s is stopped: %s", task.id, why)
             work.cancel()
-            await asyncio.wait({work}, timeout=_STOP_SECONDS)
+            await asyncio.wait({work}, timeout=self.plan["stop_seconds"])
             if not work.done():
                 _log.warning("task %s would not stop: this process ends", task.id)
                 self.abandoned = True
@@ -166,7 +181,7 @@ class Host:
         if self.programs.of(task).command is not None and not await self._is_ours(agent, task):
             return  # the program has completed or failed it itself, over MCP
         try:
-            await agent.tasks.complete(task, work.result())
+            await self._insist(lambda: agent.tasks.complete(task, work.result()))
             _log.info("task %s is completed", task.id)
         except InvalidInput as refused:
             await self._fail(agent, task, refused, retry=False)
@@ -177,14 +192,14 @@ class Host:
         self, agent: Agent, task: TaskRecord, error: BaseException | dict[str, Any], *, retry: bool = True
     ) -> None:
         try:
-            await agent.tasks.fail(task, error, retry=retry)
+            await self._insist(lambda: agent.tasks.fail(task, error, retry=retry))
         except LeaseLost as lost:
             _log.warning("%s", lost)
         except InvalidInput:  # a text that cannot be stored; what matters is that the attempt is over
             await agent.tasks.fail(task, f"{type(error).__name__} (its text cannot be stored)", retry=retry)
 
     async def _is_ours(self, agent: Agent, task: TaskRecord) -> bool:
-        now = await agent.tasks.get(task.id)
+        now = await self._insist(lambda: agent.tasks.get(task.id))
         return now.status is TaskStatus.RUNNING and (now.claim_id, now.attempt) == (task.claim_id, task.attempt)
 
 

@@ -104,9 +104,7 @@ async def prepare(
     return Prepared(session, runner, plan, cursor, token)
 
 
-async def _lock(
-    runner: Agent, spec: SwarmSpec, report: Callable[[Update], None], interrupted: asyncio.Event
-) -> int:
+async def _lock(runner: Agent, spec: SwarmSpec, report: Callable[[Update], None], interrupted: asyncio.Event) -> int:
     grant = await runner.locks.try_acquire(_LOCK)
     if grant is None:
         # A runner that was killed holds it until its lease lapses; one that lives, for longer.
@@ -152,7 +150,7 @@ async def _add_tasks(spec: SwarmSpec, runner: Agent, earlier: Earlier, from_stag
     return plan
 
 
-def host_plan(spec: SwarmSpec, agent: AgentSpec, prepared: Prepared, folder: Path) -> dict[str, Any]:
+def host_plan(spec: SwarmSpec, agent: AgentSpec, prepared: Prepared, folder: Path, grace: float) -> dict[str, Any]:
     """What the agent's process is told, ready for JSON."""
     plan = prepared.plan
     program = agent.program or next((task.program for task in plan.tasks if task.agent_id == agent.id), None)
@@ -167,6 +165,7 @@ def host_plan(spec: SwarmSpec, agent: AgentSpec, prepared: Prepared, folder: Pat
         "share_findings": spec.coordination.share_findings,
         "avoid_duplicate_queries": spec.coordination.avoid_duplicate_queries,
         "folder": str(folder),
+        "stop_seconds": grace / 2,  # a process that ends by itself is better than one that is killed
         "paths": [str(Path.cwd()), *([str(spec.directory)] if spec.directory else [])],
         "program": {} if program is None else {"run": program.run, "command": program.command},
         "tasks": {

@@ -105,9 +105,7 @@ class AgentProcess:
     def outcome(self) -> AgentOutcome:
         """How it went."""
         bad = bool(self._exits) and self._exits[-1] != 0
-        return AgentOutcome(
-            self.agent.id, self._starts, tuple(self._exits), self._log, self.log_tail() if bad else ""
-        )
+        return AgentOutcome(self.agent.id, self._starts, tuple(self._exits), self._log, self.log_tail() if bad else "")
 
     def log_tail(self) -> str:
         """The last lines that its processes wrote."""

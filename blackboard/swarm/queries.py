@@ -143,9 +143,7 @@ class BlockingQueries:
         self._queries = queries
         self._loop = loop
 
-    def run(
-        self, source: str, query: Any, execute: Callable[[], Any], *, timeout: timedelta | None = None
-    ) -> Any:
+    def run(self, source: str, query: Any, execute: Callable[[], Any], *, timeout: timedelta | None = None) -> Any:
         """The answer to the query, which ran once in this session; see ``Queries.run``."""
         queries = self._queries
         if not queries.shared:

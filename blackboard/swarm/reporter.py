@@ -81,7 +81,5 @@ class Reporter:
     def _take(self, page: EventPage) -> bool:
         self._cursor = page.cursor
         for event in page.events:
-            self.report(
-                Update.now(UpdateKind.EVENT, f"{event.actor}: {event.type}", event=event, agent_id=event.actor)
-            )
+            self.report(Update.now(UpdateKind.EVENT, f"{event.actor}: {event.type}", event=event, agent_id=event.actor))
         return page.more

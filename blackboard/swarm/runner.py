@@ -205,7 +205,7 @@ class _Runner:
             self._processes.append(
                 AgentProcess(
                     agent,
-                    host_plan(self._spec, agent, prepared, private),
+                    host_plan(self._spec, agent, prepared, private, self._grace),
                     log=logs / log_name(number, agent.id),
                     environment=variables,
                     report=self._reporter.report,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -187,14 +188,14 @@ class Case:
             nonlocal ran
             ran = True
             answer = execute()
-            return await answer if isinstance(answer, Awaitable) else answer
+            return await answer if inspect.isawaitable(answer) else answer
 
         answer: Any = await self._queries.run(source, query, noting)
         self._asked.append({"source": source, "query": query, "ran": ran})
         return answer
 
     @contextlib.asynccontextmanager
-    async def _ticking(self, step: str, share: Callable[[], float]) -> AsyncIterator[None]:
+    async def _ticking(self, step: str, share: Callable[[], float]) -> AsyncGenerator[None]:
         """Every half second the board shows how far a long reading is."""
 
         async def tick() -> None:

@@ -368,7 +368,7 @@ class _Demo:
         for path in paths:
             self.console.print(Text(f"Report: {path}"), soft_wrap=True)
         self._say_where(session.name)
-        self.console.print(f"{seconds:.1f} s")
+        self.console.print(Text(f"{seconds:.1f} s"))
         return 0 if outcome.status is SwarmStatus.COMPLETED else 1
 
     def _say_where(self, name: str, *, interrupted: bool = False) -> None:

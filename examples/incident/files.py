@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from blackboard.errors import InvalidInput
 
 from .analysis.reader import TRIAL_LINES, detect_format
+from .plain import as_object
 
 __all__ = ["CaseFiles", "CheckedFile", "check_file", "check_files"]
 
@@ -37,7 +38,7 @@ class CaseFiles:
         Raises:
             InvalidInput: it names no log.
         """
-        known: Mapping[str, Any] = context if isinstance(context, Mapping) else {}
+        known = as_object(context)
         logs: Any = known.get("logs") or ()
         names: Sequence[Any] = [logs] if isinstance(logs, str) else logs
         if not names:

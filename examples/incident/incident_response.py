@@ -103,7 +103,7 @@ def onset_claim(exam: Examination) -> Claim:
     """When errors began, or that nothing stood out; with the error rate for a plot."""
     errors = exam.found.errors
     source = exam.primary.digest.source
-    data = {
+    data: dict[str, Any] = {
         "errors": {
             "source": source,
             "start": errors.start.isoformat(),

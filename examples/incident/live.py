@@ -167,7 +167,10 @@ class LiveView:
             seen.confidences.setdefault(str(event.subject_id), []).append(float(event.data["confidence"]))
         process = seen.processes.get(event.actor)
         if process is not None and told.noun == "task":
-            process.doing = told.text if event.type != "task.completed" else "idle"
+            if event.type != "task.completed":
+                process.doing = told.text
+            elif not told.text.startswith("answered"):  # a query in the middle of its task
+                process.doing = "idle"
 
     def picture(self, picture: Picture) -> None:
         """The board looks like this now."""
@@ -181,13 +184,14 @@ class LiveView:
 def render(seen: Seen, width: int, height: int) -> Layout:
     """The whole screen: agents, hypotheses, findings, decision and the last events, within ``width`` by ``height``."""
     layout = Layout()
-    agents = max(len(seen.processes), 4) + 2
+    small = height < 30
+    agents = max(len(seen.processes), 4) + (0 if small else 2)
     count = 0 if seen.picture is None else len(seen.picture.hypotheses)
     hypotheses = max(3, min(count, 4)) + 2
-    events = max(3, min(10, height - agents - hypotheses - 11))
+    events = 2 if small else max(3, min(10, height - agents - hypotheses - 11))
     layout.split_column(
         Layout(_header(seen), size=1),
-        Layout(_agents(seen, width), size=agents),
+        Layout(_agents(seen, framed=not small), size=agents),
         Layout(_findings(seen, width, height - 1 - agents - hypotheses - 4 - events - 2), name="findings"),
         Layout(_hypotheses(seen, width), size=hypotheses),
         Layout(_decision(seen, width), size=4),
@@ -209,13 +213,14 @@ def _header(seen: Seen) -> Text:
     return Text.assemble((f" {seen.title} ", "bold reverse"), (f" {elapsed:4.1f} s{counts}", "dim"), no_wrap=True)
 
 
-def _agents(seen: Seen, width: int) -> Panel:
+def _agents(seen: Seen, *, framed: bool) -> RenderableType:
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(width=31, no_wrap=True)
     table.add_column(width=8, no_wrap=True, justify="right")
     table.add_column(width=10, no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    present = set() if seen.picture is None else {agent.id for agent in seen.picture.agents if agent.present}
+    members = () if seen.picture is None else seen.picture.agents
+    present = {agent.id for agent in members if agent.present}
     for name, process in seen.processes.items():
         dead = process.state.startswith(("killed", "exit"))
         style = "red" if dead else "green" if name in present else "dim"
@@ -225,8 +230,7 @@ def _agents(seen: Seen, width: int) -> Panel:
             Text(process.state, style=style),
             Text(process.doing, style="cyan"),
         )
-    del width
-    return _panel(table, "Agents")
+    return _panel(table, "Agents") if framed else table
 
 
 def _findings(seen: Seen, width: int, rows: int) -> Panel:
@@ -260,7 +264,8 @@ def _hypotheses(seen: Seen, width: int) -> Panel:
     table.add_column(width=bar, no_wrap=True)
     table.add_column(width=4, no_wrap=True)
     table.add_column(width=11, no_wrap=True)
-    for one in [] if seen.picture is None else seen.picture.hypotheses[:4]:
+    shown = () if seen.picture is None else seen.picture.hypotheses[:4]
+    for one in shown:
         table.add_row(
             one.statement,
             _bar(one.confidence, bar),
@@ -278,12 +283,12 @@ def _decision(seen: Seen, width: int) -> Panel:
         one = picture.proposals[0]
         tally = one.tally
         said = Text.assemble(
-            (f"{one.title}: ", ""),
+            (f"{str(one.status).upper()}: ", "bold"),
             (f"{tally.votes_for} yes", "green"),
             (", ", ""),
             (f"{tally.votes_against} no", "red"),
             (f", {tally.abstentions} abstain, {tally.outstanding} to come", ""),
-            (f"  {one.status.upper()}", "bold"),
+            (f"  {one.title}", "dim"),
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -292,7 +297,7 @@ def _decision(seen: Seen, width: int) -> Panel:
         action = picture.actions[0]
         parameters = as_object(action.parameters)
         what = parameters.get("action", action.type)
-        by = f" by {action.approved_by}" if action.approved_by else ""
+        by = f", approved by {action.approved_by}" if action.approved_by else ""
         line = Text(f"{what} of {action.target}: ", no_wrap=True, overflow="ellipsis")
         line.append(str(action.status).replace("_", " ") + by, style="bold")
         lines.append(line)

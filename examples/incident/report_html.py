@@ -114,7 +114,8 @@ def _hypothesis(case: CaseFile, argued: Argued) -> str:
     return (
         f'<article class="hypothesis"><h3>{h(one.statement)} {_badge(one.status)}</h3>'
         f'<div class="meter"><span style="width:{width}"></span></div>'
-        f"<p><strong>{one.confidence:.2f}</strong>, {h(one.status)}{by}; proposed by {h(one.agent_id)} at {one.prior:.2f}"
+        f"<p><strong>{one.confidence:.2f}</strong>, {h(one.status)}{by}; proposed by {h(one.agent_id)} at "
+        f"{one.prior:.2f}"
         f"{'. ' + h(one.reason) if one.reason else ''}</p>"
         f'<div class="columns">{columns}</div>'
         f'<p class="quiet">Assessments: {assessments}</p>'

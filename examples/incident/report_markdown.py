@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 from .facts import CaseFile
@@ -11,12 +12,12 @@ from .plain import one_line
 
 __all__ = ["render_markdown"]
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
+_SPECIAL = re.compile(r"([\\`*_\[\]|#])")
 
 
 def md(value: Any, most: int = 2000) -> str:
     """The value on one line, with nothing in it that Markdown or HTML would take for markup."""
-    return _SPECIAL.sub(r"\\\1", one_line(value, most))
+    return _SPECIAL.sub(r"\\\1", escape(one_line(value, most), quote=False))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
