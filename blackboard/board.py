@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from .repository.hypotheses import Hypotheses
 from .repository.locks import Locks
 from .repository.pictures import Pictures
 from .repository.proposals import Proposals
-from .repository.scope import Scope
+from .repository.scope import LeaseWatcher, Scope
 from .repository.sessions import Sessions
 from .repository.tasks import Tasks
 from .settings import Settings, load_settings
@@ -444,6 +444,41 @@ class ProcessLease:
         self._heartbeat: Heartbeat | None = None
         self._pid = 0
         self._starting = asyncio.Lock()
+        self._watchers: list[LeaseWatcher] = []
+        self._claiming: set[UUID] = set()
+        self._claims: set[UUID] = set()
+
+    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
+        """The watcher hears of the lease, from the heartbeat's thread, until what this returns is called."""
+        self._watchers.append(watcher)
+
+        def leave() -> None:
+            self._watchers.remove(watcher)
+            if not self._watchers:
+                self._claims.clear()
+                self._claiming.clear()
+
+        return leave
+
+    def begin_claim(self, claim_id: UUID) -> None:
+        """A claim of that id is about to be made; while somebody watches, it is known as one of this process."""
+        if self._watchers:
+            self._claiming.add(claim_id)
+
+    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
+        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
+        if claim_id in self._claiming:
+            self._claiming.discard(claim_id)
+            if held:
+                self._claims.add(claim_id)
+
+    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
+        """The claims of this process that may hold tasks, or only those that were answered already."""
+        return frozenset(self._claims) if answered else frozenset(self._claims | self._claiming)
+
+    def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
+        """These hold nothing any more."""
+        self._claims.difference_update(claim_ids)
 
     async def current(self) -> UUID:
         """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""
@@ -456,7 +491,13 @@ class ProcessLease:
                 _LEASES["start_lease"], id=lease_id, host=socket.gethostname(), pid=os.getpid(), term=self._term
             )
             self._pid = os.getpid()
-            self._heartbeat = Heartbeat(self._url, lease_id, self._term)
+            self._heartbeat = Heartbeat(
+                self._url,
+                lease_id,
+                self._term,
+                on_lost=lambda: self._tell_lost(lease_id),
+                on_count=lambda held: self._tell_count(lease_id, held),
+            )
             self._heartbeat.start()
             return lease_id
 
@@ -466,6 +507,15 @@ class ProcessLease:
         if held is not None and held.lease_id == lease_id:
             self._heartbeat = None
             await _apart(held.stop)
+            self._tell_lost(lease_id)
+
+    def _tell_lost(self, lease_id: UUID) -> None:
+        for watcher in tuple(self._watchers):
+            watcher.on_lost(lease_id)
+
+    def _tell_count(self, lease_id: UUID, held: int) -> None:
+        for watcher in tuple(self._watchers):
+            watcher.on_count(lease_id, held)
 
     async def end(self) -> None:
         """What the lease holds goes back at once."""

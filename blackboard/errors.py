@@ -22,6 +22,7 @@
     ├── NotFound                        no such row; names noun and id
     ├── Conflict                        the row is not in a state that allows this
     │   ├── AlreadyExists               that name is taken
+    │   ├── BudgetExceeded              a budget has no room for it; names budget, ceiling, spent, reserved, asked
     │   ├── IdempotencyConflict         same id or key, other content
     │   ├── InvalidTransition           the life cycle has no such step
     │   └── SessionClosed               the session takes no more writes
@@ -44,6 +45,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AlreadyExists",
     "BlackboardError",
+    "BudgetExceeded",
     "ConfigurationError",
     "Conflict",
     "CursorExpired",
@@ -232,6 +234,16 @@ class AlreadyExists(Conflict):
     code = "already_exists"
 
 
+class BudgetExceeded(Conflict):
+    """A budget has no room for what was to be reserved, and nothing was.
+
+    ``details`` hold ``budget`` (its id), ``scope``, ``unit``, ``currency``, ``ceiling``, ``spent``, ``reserved``,
+    ``asked``, ``agent_id``, ``task_id`` and, for a budget with a window, ``resets_at``.
+    """
+
+    code = "budget_exceeded"
+
+
 class IdempotencyConflict(Conflict):
     """The id or key was used before with other content."""
 
@@ -316,6 +328,7 @@ _OWN: dict[str, type[BlackboardError]] = {
     "BB011": AlreadyExists,
     "BB012": Conflict,
     "BB013": PayloadTooLarge,
+    "BB014": BudgetExceeded,
 }
 
 _STANDARD: dict[str, tuple[type[BlackboardError], str]] = {
@@ -380,6 +393,33 @@ CONSTRAINTS: dict[str, tuple[type[BlackboardError], str, str]] = {
     "agents_trust_range": (InvalidInput, "trust", "trust must be between 0 and 1."),
     "late_results_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
     "late_results_error_size": (PayloadTooLarge, "error", "error is over 1 MiB; shorten it."),
+    "budgets_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "budgets_ceiling_range": (InvalidInput, "ceiling", "A ceiling is a number from 0 to 1e15."),
+    "budgets_counters_range": (InvalidInput, "spent", "The counters of a budget are kept by the ledger."),
+    "budgets_currency_form": (InvalidInput, "currency", "A currency is 3 to 8 capital letters, such as USD."),
+    "budgets_currency_iff_cost": (InvalidInput, "currency", "A currency belongs to a budget of cost and to no other."),
+    "budgets_one_each": (AlreadyExists, "unit", "That subject has a budget of this unit already; change its ceiling."),
+    "budgets_period_range": (
+        InvalidInput,
+        "window",
+        "A window is between 1 second and 366 days, in days and seconds: months have no fixed length.",
+    ),
+    "budgets_pkey": (AlreadyExists, "id", "A budget with this id exists already; use a new id."),
+    "budgets_scope_known": (InvalidInput, "scope", "A budget's scope must be session, agent or task."),
+    "budgets_session_known": (
+        NotFound,
+        "session_id",
+        "There is no such session; list them with `blackboard session list`.",
+    ),
+    "budgets_soft_range": (InvalidInput, "soft", "The soft limit lies between 0 and the ceiling."),
+    "budgets_subject_fits_scope": (
+        InvalidInput,
+        "scope",
+        "A budget is for the session, for one agent or for one task: name an agent or a task, not both.",
+    ),
+    "budgets_task_known": (NotFound, "task_id", "There is no such task in this session."),
+    "budgets_unit_known": (InvalidInput, "unit", "A unit must be tokens, cost, calls or seconds."),
+    "budgets_window_iff_period": (InvalidInput, "window", "The start of a window is kept by the board; leave it out."),
     "late_results_once": (AlreadyExists, "task_id", "This late result is kept already."),
     "late_results_pkey": (AlreadyExists, "id", "A late result with this id exists already; use a new id."),
     "late_results_result_size": (
@@ -816,6 +856,33 @@ CONSTRAINTS: dict[str, tuple[type[BlackboardError], str, str]] = {
     ),
     "proposals_threshold_range": (InvalidInput, "threshold", "threshold is a share above 0 and at most 1."),
     "proposals_title_length": (InvalidInput, "title", "A title has 1 to 500 characters."),
+    "spend_agent_id_length": (InvalidInput, "agent_id", "An agent's id has 1 to 100 characters."),
+    "spend_currency_form": (InvalidInput, "currency", "A currency is 3 to 8 capital letters, such as USD."),
+    "spend_currency_iff_cost": (InvalidInput, "currency", "A currency belongs to a cost and to nothing else."),
+    "spend_holder_has_an_end": (
+        InvalidInput,
+        "expires_at",
+        "Without a lease a reservation needs an expires_at, or it could be held for ever.",
+    ),
+    "spend_model_length": (InvalidInput, "model", "A model's name has 1 to 200 characters."),
+    "spend_note_length": (InvalidInput, "note", "A note has at most 1000 characters; shorten it."),
+    "spend_pkey": (AlreadyExists, "id", "An entry of the ledger with this id exists already; use a new id."),
+    "spend_reserved_range": (InvalidInput, "reserved", "An amount is from 0 to 1e15 with at most 12 decimal places."),
+    "spend_settled_at_iff_ended": (
+        InvalidInput,
+        "settled_at",
+        "settled_at is set exactly when a reservation ends; leave it to the board.",
+    ),
+    "spend_settled_iff_settled": (
+        InvalidInput,
+        "settled",
+        "settled is what was really spent: set it together with the status settled, and with no other.",
+    ),
+    "spend_settled_range": (InvalidInput, "settled", "An amount is from 0 to 1e15 with at most 12 decimal places."),
+    "spend_status_known": (InvalidInput, "status", "A reservation is reserved, settled, released or expired."),
+    "spend_unit_known": (InvalidInput, "unit", "A unit must be tokens, cost, calls or seconds."),
+    "spend_unit_once": (AlreadyExists, "unit", "This reservation has that unit already; use a new reservation."),
+    "spend_whole_units": (InvalidInput, "amount", "Tokens and calls are whole numbers."),
     "votes_choice_known": (InvalidInput, "choice", "A ballot says yes, no or abstain."),
     "votes_confidence_range": (InvalidInput, "confidence", "confidence is between 0 and 1."),
     "votes_elector_known": (

@@ -81,10 +81,15 @@ async def spawned(
 
 @asynccontextmanager
 async def speaking(
-    board: Blackboard, agent_id: str, session: str | None = None, *, dotted: bool = False
+    board: Blackboard,
+    agent_id: str,
+    session: str | None = None,
+    *,
+    dotted: bool = False,
+    share_findings: bool = True,
 ) -> AsyncIterator[Speaker]:
     """A server in this process."""
-    told = Environment(agent_id=agent_id, session=session, dotted=dotted)
+    told = Environment(agent_id=agent_id, session=session, dotted=dotted, share_findings=share_findings)
     server = make_server(Connection(board, told), Names(dotted=dotted))
     ready: asyncio.Future[Speaker] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()

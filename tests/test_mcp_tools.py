@@ -284,3 +284,16 @@ async def test_a_session_is_a_resource(board: Blackboard, session: Session, agen
         await agent.client.read_resource("blackboard://session/nowhere")
     with pytest.raises(MCPError, match="There is no resource"):
         await agent.client.read_resource("file:///etc/passwd")
+
+
+async def test_a_swarm_that_does_not_share_findings(board: Blackboard, session: Session, other: Speaker) -> None:
+    theirs = await other("post_finding", content="what they saw", type="note")
+    async with speaking(board, "ops/alone", session.name, share_findings=False) as alone:
+        own = await alone("post_finding", content="what I saw", type="note")
+        for found in (
+            await alone("get_findings"),
+            await alone("get_findings", ids=[theirs["finding_id"], own["finding_id"]]),
+            await alone("view"),
+            await alone("join_session"),
+        ):
+            assert [item["id"] for item in found["findings"]] == [own["finding_id"]]

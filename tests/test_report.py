@@ -196,7 +196,7 @@ async def test_markdown_has_no_live_markup_of_a_log(case: CaseFile) -> None:
     text = render_markdown(case)
     assert "<script>" not in text
     assert "<img" not in text
-    assert "](javascript" not in text
+    assert not re.search(r"(?<!\\)\]\(javascript", text)
     for line in text.splitlines():
         if line.startswith("| "):  # an unescaped bar would shift the cells
             cells = len(re.findall(r"(?<!\\)\|", line))

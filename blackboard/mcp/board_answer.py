@@ -45,11 +45,12 @@ class Reader:
     session: Session
     agent_id: str
     capabilities: tuple[str, ...] = ()
+    share_findings: bool = True
 
     @classmethod
-    def of(cls, agent: Agent) -> Reader:
+    def of(cls, agent: Agent, *, share_findings: bool) -> Reader:
         """The agent as a reader of its own session."""
-        return cls(agent.session, agent.id, agent.record.capabilities)
+        return cls(agent.session, agent.id, agent.record.capabilities, share_findings)
 
 
 class BoardAnswer(Answer):
@@ -76,7 +77,9 @@ async def board_answer(
     outcome = None if record.outcome is None else quoted(record.outcome, 1000)
     lines = [f"goal {goal}", f"context {context}"] + ([] if outcome is None else [f"outcome {outcome}"])
     budget.spend("\n".join(lines))
-    found = sorted(picture.findings, key=_weight, reverse=True) if best_findings else list(picture.findings)
+    found = [one for one in picture.findings if reader.share_findings or one.agent_id == reader.agent_id]
+    if best_findings:
+        found.sort(key=_weight, reverse=True)
     mine, others = _claimable(picture, reader)
 
     held_taken, held_lines = budget.fill(

@@ -27,6 +27,7 @@ class Connection:
 
     Attributes:
         agent_id: who acts; from the environment, never from a tool's argument.
+        share_findings: whether tools that read findings show those of others.
         cursor: how far this connection has been told of events; None before the first join.
     """
 
@@ -34,6 +35,7 @@ class Connection:
         """Nothing is joined yet."""
         self.board = board
         self.agent_id = environment.agent_id
+        self.share_findings = environment.share_findings
         self.cursor: str | None = None
         self._environment = environment
         self._agent: Agent | None = None

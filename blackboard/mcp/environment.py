@@ -19,6 +19,8 @@ environment:
   SWARM_CAPABILITIES   which tasks the agent can do, separated by commas
   SWARM_TOOL_NAMES     underscore (swarm_claim_task, the default) or dotted (swarm.claim_task); a call under either
                        name works in both modes
+  SWARM_SHARE_FINDINGS 0: tools that read findings show the agent's own only, for agents that should not lean on each
+                       other; 1 is the default
   BLACKBOARD_…         the other settings of the board, such as BLACKBOARD_LEASE_TERM and BLACKBOARD_DATA_DIR
 
 exit codes:
@@ -45,6 +47,7 @@ class Environment:
         session: the session to join by default.
         capabilities: None keeps those that the agent is registered with.
         dotted: whether tools are listed as ``swarm.claim_task``.
+        share_findings: whether tools that read findings show those of others.
     """
 
     agent_id: str
@@ -52,6 +55,7 @@ class Environment:
     session: str | None = None
     capabilities: tuple[str, ...] | None = None
     dotted: bool = False
+    share_findings: bool = True
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,6 +101,9 @@ def read_environment(variables: Mapping[str, str], arguments: Sequence[str] | No
     names = (variable("SWARM_TOOL_NAMES") or "underscore").lower()
     if names not in {"underscore", "dotted"}:
         raise WrongEnvironment(f"SWARM_TOOL_NAMES={names} is not known: use underscore (the default) or dotted.")
+    share = (variable("SWARM_SHARE_FINDINGS") or "1").lower()
+    if share not in {"0", "1", "true", "false", "yes", "no"}:
+        raise WrongEnvironment(f"SWARM_SHARE_FINDINGS={share} is not known: use 1 (the default) or 0.")
     agent_id = options.agent_id or variable("AGENT_ID")
     if agent_id is None:
         raise WrongEnvironment(
@@ -113,4 +120,5 @@ def read_environment(variables: Mapping[str, str], arguments: Sequence[str] | No
         session=options.session or variable("SWARM_SESSION"),
         capabilities=capabilities,
         dotted=names == "dotted",
+        share_findings=share in {"1", "true", "yes"},
     )

@@ -62,7 +62,11 @@ async def read_resource(connection: Connection, names: Names, uri: str) -> TextR
         session = await connection.board.session(name)
         joined = connection.joined
         mine = joined is not None and joined.session.id == session.id
-        reader = Reader.of(joined) if joined is not None and mine else Reader(session, connection.agent_id)
+        reader = (
+            Reader.of(joined, share_findings=connection.share_findings)
+            if joined is not None and mine
+            else Reader(session, connection.agent_id, (), connection.share_findings)
+        )
         page = await board_answer(reader, names, f"Session {quoted(session.name, 200)}.", limit=50, max_tokens=10_000)
     except BlackboardError as error:
         raise MCPError(INVALID_PARAMS, f"{error.code}: {error.message}") from error

@@ -119,6 +119,8 @@ def _posted(call: Call, agent: Agent, finding: Finding, alike: list[SimilarItem]
 async def get(call: Call, arguments: GetArguments) -> Answer:
     """What is known, within the filters and the budget."""
     agent = await call.connection.agent()
+    if not call.connection.share_findings:
+        arguments = arguments.model_copy(update={"agent": agent.id})
     reader = _Reader(agent, arguments)
     if arguments.ids:
         await reader.by_id()
@@ -148,7 +150,9 @@ class _Reader:
     async def by_id(self) -> None:
         self._cursor = await self._agent.events.now()
         for finding_id in self._arguments.ids:
-            self._offer(await self._agent.findings.get(finding_id))
+            finding = await self._agent.findings.get(finding_id)
+            if self._arguments.agent in {None, finding.agent_id}:
+                self._offer(finding)
 
     async def newest(self) -> None:
         # Before the rows are read: what is reported meanwhile is told twice rather than never.

@@ -90,7 +90,7 @@ async def join(call: Call, arguments: JoinArguments) -> Answer:
             "they stay yours while this server runs."
         )
     answer = await board_answer(
-        Reader.of(agent),
+        Reader.of(agent, share_findings=call.connection.share_findings),
         call.names,
         head,
         limit=15,
@@ -107,7 +107,11 @@ async def view(call: Call, arguments: ViewArguments) -> Answer:
     agent = await call.connection.agent()
     head = f"Session {quoted(agent.session.name, 200)} as it is now; you are {quoted(agent.id, 100)}."
     answer = await board_answer(
-        Reader.of(agent), call.names, head, limit=arguments.limit, max_tokens=arguments.max_tokens
+        Reader.of(agent, share_findings=call.connection.share_findings),
+        call.names,
+        head,
+        limit=arguments.limit,
+        max_tokens=arguments.max_tokens,
     )
     call.connection.cursor = answer.data.cursor
     return answer

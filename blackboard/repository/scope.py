@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar
@@ -13,7 +13,7 @@ from ..errors import InvalidInput, WaitNotAllowed
 from ..store.executor import Executor
 from ..store.listener import Listener
 
-__all__ = ["LeaseKeeper", "Repository", "Scope"]
+__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope"]
 
 _T = TypeVar("_T")
 
@@ -21,6 +21,18 @@ _T = TypeVar("_T")
 Check = Callable[[], Awaitable[_T | None]]
 # [end]
 # [sync-only] Check = Callable[[], _T | None]
+
+
+class LeaseWatcher(Protocol):
+    """Hears of the lease of this process, from the heartbeat's thread: keep the calls short."""
+
+    def on_lost(self, lease_id: UUID) -> None:
+        """The server said that the lease has lapsed; may be said twice."""
+        ...
+
+    def on_count(self, lease_id: UUID, held: int) -> None:
+        """The lease was renewed, and held so many running tasks."""
+        ...
 
 
 class LeaseKeeper(Protocol):
@@ -32,6 +44,26 @@ class LeaseKeeper(Protocol):
 
     async def forget(self, lease_id: UUID) -> None:
         """The server said that this lease has lapsed: the next ``current`` starts a new one."""
+        ...
+
+    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
+        """The watcher hears of the lease until what this returns is called."""
+        ...
+
+    def begin_claim(self, claim_id: UUID) -> None:
+        """A claim of that id is about to be made on behalf of somebody in this process."""
+        ...
+
+    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
+        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
+        ...
+
+    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
+        """The claims of this process that may hold tasks, as far as known since the first watcher came."""
+        ...
+
+    def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
+        """These hold nothing any more."""
         ...
 
 

@@ -13,14 +13,15 @@ from ..ids import as_uuid, new_id
 from ..jsonable import check_text, dump_json
 from ..models.tasks import Dependency, LateResult, NewTask, TaskRecord, TaskStatus
 from ..store.statements import statements
-from .scope import Repository
+from .dead_letters import DeadLetters
 
-__all__ = ["Tasks"]
+__all__ = ["Tasks", "error_facts"]
 
 _SQL = statements("tasks")
+_ENGINE = statements("engine")
 
 
-class Tasks(Repository):
+class Tasks(DeadLetters):
     """The work of one session."""
 
     async def add(
@@ -156,14 +157,20 @@ class Tasks(Repository):
         Raises:
             SessionClosed: the session is over.
         """
-        row = await self._executor.fetch_one(
-            _SQL["claim_task"],
-            session_id=self._scope.session_id,
-            id=as_uuid(task_id, "task_id"),
-            agent_id=self._agent_id,
-            lease_id=await self._scope.leases.current(),
-            claim_id=claim_id or new_id(),
-        )
+        lease_id, claim_id = await self._scope.leases.current(), claim_id or new_id()
+        self._scope.leases.begin_claim(claim_id)
+        row = None
+        try:
+            row = await self._executor.fetch_one(
+                _SQL["claim_task"],
+                session_id=self._scope.session_id,
+                id=as_uuid(task_id, "task_id"),
+                agent_id=self._agent_id,
+                lease_id=lease_id,
+                claim_id=claim_id,
+            )
+        finally:
+            self._scope.leases.end_claim(claim_id, held=row is not None)
         if row is None:
             return None
         self._hint("tasks")
@@ -188,15 +195,21 @@ class Tasks(Repository):
     async def _claim_rows(
         self, agent_id: str, limit: int, capabilities: Sequence[str], lease_id: UUID, claim_id: UUID
     ) -> list[Any]:
-        return await self._executor.fetch_all(
-            _SQL["claim_tasks"],
-            session_id=self._scope.session_id,
-            agent_id=agent_id,
-            capabilities=list(capabilities),
-            lease_id=lease_id,
-            claim_id=claim_id,
-            limit=limit,
-        )
+        self._scope.leases.begin_claim(claim_id)
+        rows: list[Any] = []
+        try:
+            rows = await self._executor.fetch_all(
+                _SQL["claim_tasks"],
+                session_id=self._scope.session_id,
+                agent_id=agent_id,
+                capabilities=list(capabilities),
+                lease_id=lease_id,
+                claim_id=claim_id,
+                limit=limit,
+            )
+        finally:
+            self._scope.leases.end_claim(claim_id, held=bool(rows))
+        return rows
 
     async def complete(self, task: TaskRecord, result: Any = None) -> None:
         """The task is completed with ``result`` (JSON, up to 1 MiB), and what depended on it is ready, at once.
@@ -214,6 +227,65 @@ class Tasks(Repository):
                 noun="task",
                 id=str(task.id),
             )
+
+    async def complete_and_claim(
+        self,
+        task: TaskRecord,
+        result: Any = None,
+        *,
+        limit: int = 1,
+        capabilities: Sequence[str] | None = None,
+        claim_id: UUID | None = None,
+    ) -> list[TaskRecord]:
+        """The task is completed and the next ones are running under this agent's lease, in one call and transaction.
+
+        What the completion made ready can be among them. For agents that take one task at a time: it saves a round
+        trip and a commit per task. An empty list means that there was nothing to claim, or that the session is paused
+        or over.
+
+        Args:
+            task: as it was claimed.
+            result: JSON, up to 1 MiB.
+            limit: as in ``claim``.
+            capabilities: as in ``claim``.
+            claim_id: of the next claim: a call repeated with the same one returns the same tasks.
+
+        Raises:
+            InvalidInput: the limit or the result is refused.
+            LeaseLost: the task was taken from this holder; the result was kept aside, and nothing was claimed.
+        """
+        if not 1 <= limit <= 10_000:
+            raise InvalidInput("limit must be between 1 and 10000.", field="limit")
+        chosen = self._scope.capabilities if capabilities is None else capabilities
+        checked = [check_text(capability, "capabilities", 100) for capability in chosen]
+        lease_id, claim_id = await self._scope.leases.current(), claim_id or new_id()
+        self._scope.leases.begin_claim(claim_id)
+        rows: list[Any] = []
+        try:
+            rows = await self._executor.fetch_all(
+                _ENGINE["complete_and_claim"],
+                session_id=self._scope.session_id,
+                id=task.id,
+                claim_id=_claim_id(task),
+                attempt=task.attempt,
+                result=None if result is None else dump_json(result, "result"),
+                agent_id=self._agent_id,
+                capabilities=checked,
+                lease_id=lease_id,
+                next_claim_id=claim_id,
+                limit=limit,
+            )
+        except LeaseLost:
+            if self._executor.bound:
+                raise
+            # Nothing has happened. Either the task is not ours, which is told again, the result then kept aside; or
+            # the lease that the next ones should come under is gone.
+            await self.complete(task, result)
+            return await self._claim_once(limit, checked, claim_id)
+        finally:
+            self._scope.leases.end_claim(claim_id, held=bool(rows))
+        self._hint("tasks")
+        return [TaskRecord.from_row(row) for row in rows]
 
     async def complete_many(self, results: Sequence[tuple[TaskRecord, Any]]) -> list[UUID]:
         """All held tasks among them are completed; returns the ids of those that were refused, results kept aside.
@@ -259,7 +331,7 @@ class Tasks(Repository):
             id=task.id,
             claim_id=_claim_id(task),
             attempt=task.attempt,
-            error=dump_json(_error(error), "error"),
+            error=dump_json(error_facts(error), "error"),
             retry=retry,
             delay=delay,
             agent_id=self._agent_id,
@@ -477,7 +549,8 @@ def _options(task: NewTask) -> str | None:
     return dump_json(options, "options") if options else None
 
 
-def _error(error: BaseException | str | dict[str, Any]) -> dict[str, Any]:
+def error_facts(error: BaseException | str | dict[str, Any]) -> dict[str, Any]:
+    """What a task's ``error`` says of a failure: ``code`` and ``message``, and an exception's ``traceback``."""
     if isinstance(error, BaseException):
         return {
             "code": type(error).__name__,

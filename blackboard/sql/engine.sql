@@ -85,10 +85,13 @@ FROM blackboard.discard_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:reason AS text), CAST(:actor AS text));
 
 -- name: list_attempt_events
--- The events of one task that begin and end its attempts, in their order. Index: events_subject.
-SELECT type, at, actor, CAST(data AS text) AS data
-FROM blackboard.events
-WHERE session_id = CAST(:session_id AS uuid) AND subject_id = CAST(:id AS uuid)
-  AND type IN ('task.assigned', 'task.completed', 'task.failed', 'task.dead', 'task.retried', 'task.released',
-               'task.lapsed', 'task.cancelled')
-ORDER BY seq;
+-- The events of one task that begin and end its attempts, in their order; one row of NULLs if it has none, none at all
+-- if there is no such task. Index: tasks_pkey, events_subject.
+SELECT e.type, e.at, e.actor, CAST(e.data AS text) AS data
+FROM blackboard.tasks t
+LEFT JOIN blackboard.events e
+       ON e.session_id = t.session_id AND e.subject_id = t.id
+      AND e.type IN ('task.assigned', 'task.completed', 'task.failed', 'task.dead', 'task.retried', 'task.released',
+                     'task.lapsed', 'task.cancelled')
+WHERE t.session_id = CAST(:session_id AS uuid) AND t.id = CAST(:id AS uuid)
+ORDER BY e.seq;

@@ -42,6 +42,11 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
         self._turn = asyncio.Lock()
 
     @property
+    def connection(self) -> Connection:
+        """The connection itself, for statements that are not the board's."""
+        return self._connection
+
+    @property
     def usable(self) -> bool:
         """Whether the connection is open and between transactions."""
         return not self._connection.is_closed() and not self._connection.is_in_transaction()
@@ -56,12 +61,15 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
 
     async def _fetch(self, statement: Statement, arguments: list[Any]) -> list[Row]:
         async with self._turn:
-            try:
-                # fetch() also where one row is enough: fetchrow() suspends the portal after it, and the rest of a
-                # SELECT with side effects would never run.
-                return [dict(record) for record in await self._connection.fetch(statement.numbered, *arguments)]
-            except ASYNCPG_ERRORS as error:
-                raise from_asyncpg(error, statement) from error
+            return [dict(record) for record in await self._records(statement, arguments)]
+
+    async def _records(self, statement: Statement, arguments: list[Any]) -> list[asyncpg.Record]:
+        try:
+            # fetch() also where one row is enough: fetchrow() suspends the portal after it, and the rest of a
+            # SELECT with side effects would never run.
+            return await self._connection.fetch(statement.numbered, *arguments)
+        except ASYNCPG_ERRORS as error:
+            raise from_asyncpg(error, statement) from error
 
     async def command(self, sql: str) -> str:
         """Runs a command of transaction control; PostgreSQL's command tag."""
@@ -92,6 +100,8 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
 class AsyncpgExecutor(PoolExecutor):
     """A pool of asyncpg connections."""
 
+    connection_type = AsyncpgConnectionExecutor
+
     async def _open(self) -> AsyncpgConnectionExecutor:
         try:
             cached = not self._pooled
@@ -111,7 +121,7 @@ class AsyncpgExecutor(PoolExecutor):
                 raise
         except (*ASYNCPG_ERRORS, ValueError) as error:
             raise from_asyncpg(error) from error
-        return AsyncpgConnectionExecutor(connection, bound=False, pooled=bool(self._pooled))
+        return self.connection_type(connection, bound=False, pooled=bool(self._pooled))
 
     async def _connect(self, cached: bool) -> asyncpg.Connection[asyncpg.Record]:
         named = has_option(self._url, "application_name")

@@ -38,21 +38,22 @@ __all__ = [
 ]
 
 
+# Relative: of each twin its own. The rest is of both.
 _HOMES = {
     "Agent": ".board",
     "Blackboard": ".board",
-    "BlackboardError": ".errors",
+    "BlackboardError": "blackboard.errors",
     "BoundBlackboard": ".board",
-    "Dependency": ".models.tasks",
-    "EmbeddedServer": ".store.embedded",
-    "Event": ".models.events",
-    "EventPage": ".models.events",
-    "Evidence": ".models.findings",
-    "NewTask": ".models.tasks",
+    "Dependency": "blackboard.models.tasks",
+    "EmbeddedServer": "blackboard.store.embedded",
+    "Event": "blackboard.models.events",
+    "EventPage": "blackboard.models.events",
+    "Evidence": "blackboard.models.findings",
+    "NewTask": "blackboard.models.tasks",
     "Session": ".board",
-    "Settings": ".settings",
-    "TaskRecord": ".models.tasks",
-    "TaskStatus": ".models.tasks",
+    "Settings": "blackboard.settings",
+    "TaskRecord": "blackboard.models.tasks",
+    "TaskStatus": "blackboard.models.tasks",
 }
 
 

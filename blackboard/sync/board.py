@@ -34,7 +34,7 @@ from .repository.hypotheses import Hypotheses
 from .repository.locks import Locks
 from .repository.pictures import Pictures
 from .repository.proposals import Proposals
-from .repository.scope import Scope
+from .repository.scope import LeaseWatcher, Scope
 from .repository.sessions import Sessions
 from .repository.tasks import Tasks
 from .store.binding import bind
@@ -394,6 +394,33 @@ class ProcessLease:
         self._heartbeat: Heartbeat | None = None
         self._pid = 0
         self._starting = threading.Lock()
+        self._watchers: list[LeaseWatcher] = []
+        self._claims: set[UUID] = set()
+
+    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
+        """The watcher hears of the lease, from the heartbeat's thread, until what this returns is called."""
+        self._watchers.append(watcher)
+
+        def leave() -> None:
+            self._watchers.remove(watcher)
+            if not self._watchers:
+                self._claims.clear()
+
+        return leave
+
+    def begin_claim(self, claim_id: UUID) -> None:
+        """A claim of that id is about to be made; while somebody watches, it is remembered as one of this process."""
+        if self._watchers:
+            self._claims.add(claim_id)
+
+    def end_claim(self, claim_id: UUID) -> None:
+        """The claim got nothing, or nobody here knows what it got."""
+        self._claims.discard(claim_id)
+
+    @property
+    def claims(self) -> frozenset[UUID]:
+        """The claims of this process that may hold tasks; all others under its lease are nobody's."""
+        return frozenset(self._claims)
 
     def current(self) -> UUID:
         """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""
@@ -406,7 +433,13 @@ class ProcessLease:
                 _LEASES["start_lease"], id=lease_id, host=socket.gethostname(), pid=os.getpid(), term=self._term
             )
             self._pid = os.getpid()
-            self._heartbeat = Heartbeat(self._url, lease_id, self._term)
+            self._heartbeat = Heartbeat(
+                self._url,
+                lease_id,
+                self._term,
+                on_lost=lambda: self._tell_lost(lease_id),
+                on_count=lambda held: self._tell_count(lease_id, held),
+            )
             self._heartbeat.start()
             return lease_id
 
@@ -416,6 +449,15 @@ class ProcessLease:
         if held is not None and held.lease_id == lease_id:
             self._heartbeat = None
             _apart(held.stop)
+            self._tell_lost(lease_id)
+
+    def _tell_lost(self, lease_id: UUID) -> None:
+        for watcher in tuple(self._watchers):
+            watcher.on_lost(lease_id)
+
+    def _tell_count(self, lease_id: UUID, held: int) -> None:
+        for watcher in tuple(self._watchers):
+            watcher.on_count(lease_id, held)
 
     def end(self) -> None:
         """What the lease holds goes back at once."""

@@ -387,7 +387,7 @@ def _person() -> str:
 
 async def _ask(console: Console, question: str) -> str:
     """A line from the terminal; empty at its end. Can be cancelled, which a thread that reads cannot."""
-    console.print(question, end="")
+    console.print(Text(question, style="bold"), end="")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str] = loop.create_future()
     descriptor = sys.stdin.fileno()

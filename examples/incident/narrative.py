@@ -32,7 +32,7 @@ class Narrator:
         self._confidence: dict[UUID, float] = {}
         self._holders: dict[UUID, str] = {}
         self._attempts: dict[UUID, int] = {}
-        self._approvals: dict[UUID, bool] = {}
+        self._shares: dict[UUID, float] = {}
 
     def tell(self, event: Event) -> Told | None:
         """The event in words, or None for those that are bookkeeping."""
@@ -91,7 +91,11 @@ class Narrator:
         if verb == "progressed":
             progress: Any = data.get("progress")
             step, share = as_object(progress).get("step", progress), as_object(progress).get("share")
-            return f"{one_line(step, 100)}{'' if share is None else f' ({share:.0%})'}", 0
+            if not isinstance(share, float | int):
+                return one_line(step, 100), 0
+            # Of a long reading every tenth part is told.
+            before, self._shares[subject] = self._shares.get(subject, 0.0), float(share)
+            return f"{one_line(step, 100)}: {share:.0%}", 1 if int(share * 10) > int(before * 10) else 0
         if verb == "completed":
             attempt = self._attempts.get(subject, 1)
             suffix = "" if attempt == 1 else f" in attempt {attempt}"

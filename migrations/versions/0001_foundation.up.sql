@@ -212,9 +212,16 @@ CREATE TABLE blackboard.sessions (
         CONSTRAINT sessions_status_known CHECK (status IN ('active', 'paused', 'completed', 'failed')),
     outcome jsonb CONSTRAINT sessions_outcome_size CHECK (pg_column_size(outcome) <= 1048576),
     allow_self_validation boolean NOT NULL DEFAULT false,
+    -- Whether claims must look at limits, pauses or ageing; kept by the board, read by every claim.
+    gated boolean NOT NULL DEFAULT false,
+    ageing interval CONSTRAINT sessions_ageing_range
+        CHECK (ageing BETWEEN interval '1 second' AND interval '3650 days'),
+    retention interval CONSTRAINT sessions_retention_range
+        CHECK (retention BETWEEN interval '0' AND interval '36500 days'),
     created_by text NOT NULL DEFAULT blackboard.current_actor(),
     created_at timestamptz NOT NULL DEFAULT blackboard.now(),
     closed_at timestamptz,
+    CONSTRAINT sessions_ageing_is_gated CHECK (ageing IS NULL OR gated),
     CONSTRAINT sessions_closed_at_iff_closed CHECK ((status IN ('completed', 'failed')) = (closed_at IS NOT NULL)),
     CONSTRAINT sessions_not_the_board CHECK (id <> '00000000-0000-0000-0000-000000000000')
 );
@@ -262,9 +269,13 @@ BEGIN
            -- Outside the strip: JSON nulls inside these belong to their owner.
            || CASE WHEN n.context <> o.context THEN jsonb_build_object('context', n.context) ELSE '{}' END
            || CASE WHEN n.outcome IS DISTINCT FROM o.outcome THEN jsonb_build_object('outcome', n.outcome) ELSE '{}' END
+           || CASE WHEN n.ageing IS DISTINCT FROM o.ageing THEN jsonb_build_object('ageing', n.ageing) ELSE '{}' END
+           || CASE WHEN n.retention IS DISTINCT FROM o.retention
+                   THEN jsonb_build_object('retention', n.retention) ELSE '{}' END
     FROM new_rows n JOIN old_rows o ON o.id = n.id
-    WHERE (n.name, n.goal, n.status, n.context, n.outcome, n.allow_self_validation)
-          IS DISTINCT FROM (o.name, o.goal, o.status, o.context, o.outcome, o.allow_self_validation);
+    WHERE (n.name, n.goal, n.status, n.context, n.outcome, n.allow_self_validation, n.ageing, n.retention)
+          IS DISTINCT FROM
+          (o.name, o.goal, o.status, o.context, o.outcome, o.allow_self_validation, o.ageing, o.retention);
     PERFORM blackboard.hint(n.id, 'sessions') FROM new_rows n;
     RETURN NULL;
 EXCEPTION WHEN not_null_violation THEN

@@ -40,6 +40,20 @@ CREATE TABLE blackboard.tasks (
     cancel_requested boolean NOT NULL DEFAULT false,
     blockers integer NOT NULL DEFAULT 0 CONSTRAINT tasks_blockers_range CHECK (blockers >= 0),
     has_dependants boolean NOT NULL DEFAULT false,
+    unique_key text CONSTRAINT tasks_unique_key_length CHECK (length(unique_key) BETWEEN 1 AND 200),
+    limit_key text CONSTRAINT tasks_limit_key_length CHECK (length(limit_key) BETWEEN 1 AND 200),
+    -- Not started by then, it is cancelled.
+    expires_at timestamptz,
+    -- How long an assigned task waits for its agent before anybody may have it; from fallback_at on they may.
+    fallback interval
+        CONSTRAINT tasks_fallback_range CHECK (fallback >= interval '0' AND fallback <= interval '3650 days'),
+    fallback_at timestamptz,
+    -- Up to when its waiting has been turned into priority.
+    aged_at timestamptz,
+    -- It may hold slots of limits: what leaves 'running' with it looks for them.
+    limited boolean NOT NULL DEFAULT false,
+    -- Why it is held (or was last): {code, ...}; 'limit' and 'paused' are the board's own.
+    held jsonb CONSTRAINT tasks_held_size CHECK (pg_column_size(held) <= 8192),
     progress jsonb CONSTRAINT tasks_progress_size CHECK (pg_column_size(progress) <= 1048576),
     result jsonb CONSTRAINT tasks_result_size CHECK (pg_column_size(result) <= 1048576),
     error jsonb CONSTRAINT tasks_error_size CHECK (pg_column_size(error) <= 1048576),
@@ -53,6 +67,7 @@ CREATE TABLE blackboard.tasks (
                                                  AND assigned_to IS NOT NULL AND started_at IS NOT NULL)),
     CONSTRAINT tasks_deadline_only_running CHECK (deadline_at IS NULL OR status = 'running'),
     CONSTRAINT tasks_run_at_when_scheduled CHECK (status <> 'scheduled' OR run_at IS NOT NULL),
+    CONSTRAINT tasks_held_says_why CHECK (status <> 'held' OR coalesce(held ->> 'code', '') <> ''),
     CONSTRAINT tasks_assignee_when_assigned CHECK (status <> 'assigned' OR assigned_to IS NOT NULL),
     CONSTRAINT tasks_blockers_iff_blocked CHECK (status <> 'blocked' OR blockers > 0),
     CONSTRAINT tasks_ready_is_unblocked CHECK (blockers = 0 OR status NOT IN ('pending', 'assigned')),
@@ -69,6 +84,20 @@ CREATE INDEX tasks_scheduled ON blackboard.tasks (session_id, run_at) WHERE stat
 -- Not "WHERE status = 'running'": a completion could be matched to that, and right after an ANALYZE would be.
 CREATE INDEX tasks_leased ON blackboard.tasks (lease_id, claim_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX tasks_deadline ON blackboard.tasks (deadline_at) WHERE deadline_at IS NOT NULL;
+CREATE INDEX tasks_unique ON blackboard.tasks (session_id, unique_key, created_at) WHERE unique_key IS NOT NULL;
+CREATE INDEX tasks_expiring ON blackboard.tasks (expires_at)
+    WHERE expires_at IS NOT NULL AND completed_at IS NULL AND lease_id IS NULL;
+CREATE INDEX tasks_fallback ON blackboard.tasks (fallback_at) WHERE status = 'assigned' AND fallback IS NOT NULL;
+CREATE INDEX tasks_fallback_agent ON blackboard.tasks (session_id, assigned_to)
+    WHERE status = 'assigned' AND fallback IS NOT NULL;
+-- What is held, in the order in which it comes back: for whoever frees a slot, and for whoever looks for work.
+CREATE INDEX tasks_held ON blackboard.tasks (
+    session_id, (held ->> 'code'), (coalesce(held ->> 'limit', held ->> 'type', '')), (coalesce(held ->> 'key', '')),
+    priority DESC, ((held ->> 'position')::bigint)) WHERE status = 'held';
+CREATE INDEX tasks_held_capability ON blackboard.tasks (
+    session_id, (held ->> 'code'), (coalesce(held ->> 'limit', held ->> 'type', '')), (coalesce(held ->> 'key', '')),
+    capability, priority DESC, ((held ->> 'position')::bigint)) WHERE status = 'held';
+CREATE INDEX tasks_held_age ON blackboard.tasks (session_id, (coalesce(aged_at, created_at))) WHERE status = 'held';
 ALTER TABLE blackboard.tasks SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,
                                   autovacuum_analyze_scale_factor = 0.05);
 
@@ -221,7 +250,7 @@ BEGIN
                    jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
                                       'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
                                       'blockers', n.blockers, 'released', n.released,
-                                      'cancel_requested', n.cancel_requested)
+                                      'cancel_requested', n.cancel_requested, 'held', n.held)
                ELSE
                    CASE WHEN n.progress IS DISTINCT FROM o.progress
                         THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
@@ -230,16 +259,16 @@ BEGIN
                    || CASE WHEN n.blockers <> o.blockers
                            THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
                    || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
-                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error)
+                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error, n.held)
                                 IS DISTINCT FROM
                                 (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
-                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error)
+                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error, o.held)
                            THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
                                                    'run_at', n.run_at, 'max_attempts', n.max_attempts,
                                                    'parameters', n.parameters, 'result', n.result,
                                                    'timeout', n.timeout, 'approved_by', n.approved_by,
                                                    'capability', n.capability, 'retry_delay', n.retry_delay,
-                                                   'error', n.error)
+                                                   'error', n.error, 'held', n.held)
                            ELSE '{}' END
            END
     FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
@@ -247,10 +276,10 @@ BEGIN
        OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
        OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
        OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
-           n.capability, n.retry_delay, n.error)
+           n.capability, n.retry_delay, n.error, n.held)
           IS DISTINCT FROM
           (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
-           o.capability, o.retry_delay, o.error);
+           o.capability, o.retry_delay, o.error, o.held);
 
     IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
         PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
@@ -274,11 +303,14 @@ $$;
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_update();
-CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at
-    ON blackboard.tasks FOR EACH ROW
-    WHEN ((OLD.session_id, OLD.id, OLD.type, OLD.requires_approval, OLD.created_by, OLD.created_at) IS DISTINCT FROM
-          (NEW.session_id, NEW.id, NEW.type, NEW.requires_approval, NEW.created_by, NEW.created_at))
-    EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, type, requires_approval, created_by and created_at');
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at, unique_key,
+    limit_key, expires_at, fallback ON blackboard.tasks FOR EACH ROW
+    WHEN ((OLD.session_id, OLD.id, OLD.type, OLD.requires_approval, OLD.created_by, OLD.created_at, OLD.unique_key,
+           OLD.limit_key, OLD.expires_at, OLD.fallback) IS DISTINCT FROM
+          (NEW.session_id, NEW.id, NEW.type, NEW.requires_approval, NEW.created_by, NEW.created_at, NEW.unique_key,
+           NEW.limit_key, NEW.expires_at, NEW.fallback))
+    EXECUTE FUNCTION blackboard.refuse_immutable(
+        'session_id, id, type, requires_approval, created_by, created_at, unique_key, limit_key, expires_at and fallback');
 -- A redrive by hand in a closed session, whose tasks nobody can claim any more.
 CREATE FUNCTION blackboard.check_reopened_task() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -291,8 +323,22 @@ $$;
 CREATE TRIGGER reopened AFTER UPDATE OF completed_at ON blackboard.tasks FOR EACH ROW
     WHEN (OLD.completed_at IS NOT NULL AND NEW.completed_at IS NULL)
     EXECUTE FUNCTION blackboard.check_reopened_task();
+-- Pruning leaves one short event a task, not its last state: it is there to make the history smaller.
+CREATE FUNCTION blackboard.record_pruned_tasks() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'task.pruned', o.id, jsonb_build_object('type', o.type, 'status', o.status) FROM old_rows o;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER history_prune AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT WHEN (pg_catalog.current_setting('blackboard.pruning', true) IS NOT DISTINCT FROM 'on')
+    EXECUTE FUNCTION blackboard.record_pruned_tasks();
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('task', 'id');
+    FOR EACH STATEMENT WHEN (pg_catalog.current_setting('blackboard.pruning', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION blackboard.record_delete('task', 'id');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.tasks
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -313,7 +359,8 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.late_results REFERENCIN
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.late_results
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.late_results REFERENCING OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('late_result', 'task_id');
+    FOR EACH STATEMENT WHEN (pg_catalog.current_setting('blackboard.pruning', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION blackboard.record_delete('late_result', 'task_id');
 
 -- Tasks have no foreign key to their session, which would cost on every row added; a session that has some stays.
 CREATE FUNCTION blackboard.keep_session_of_tasks() RETURNS trigger
@@ -603,7 +650,8 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.task_dependencies
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT WHEN (pg_trigger_depth() < 1) EXECUTE FUNCTION blackboard.history_task_dependencies();
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_task_dependencies();
+    FOR EACH STATEMENT WHEN (pg_catalog.current_setting('blackboard.pruning', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION blackboard.history_task_dependencies();
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.task_dependencies
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -617,7 +665,9 @@ AS $$
 $$;
 
 -- Adds many tasks; arrays run in parallel, p_options holds what is rare (NULL for a plain task):
---   assigned_to, run_at, timeout, requires_approval, max_attempts, retry_delay, depends_on [ids or {id, on_failure}]
+--   assigned_to, run_at, timeout, requires_approval, max_attempts, retry_delay, depends_on [ids or {id, on_failure}],
+--   limit_key, expires_at, fallback, unique {key, window, states} (only its key is recorded here: add_task and
+--   add_unique_tasks keep it unique)
 -- Repeated ids with the same content are left alone. Visible after commit, in the order given.
 CREATE FUNCTION blackboard.add_tasks(
     p_session_id uuid, p_ids uuid[], p_types text[], p_capabilities text[], p_priorities smallint[],
@@ -633,12 +683,18 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     INSERT INTO blackboard.tasks (
         session_id, id, type, capability, priority, parameters, assigned_to, run_at, timeout, requires_approval,
-        max_attempts, retry_delay, status, position, created_by)
+        max_attempts, retry_delay, unique_key, limit_key, expires_at, fallback, fallback_at, status, position,
+        created_by)
     SELECT p_session_id, u.id, u.type, u.capability, u.priority, u.parameters, u.options ->> 'assigned_to',
            (u.options ->> 'run_at')::timestamptz, (u.options ->> 'timeout')::interval,
            coalesce((u.options ->> 'requires_approval')::boolean, false),
            coalesce((u.options ->> 'max_attempts')::integer, 5),
            coalesce((u.options ->> 'retry_delay')::interval, interval '1 second'),
+           u.options #>> '{unique,key}', u.options ->> 'limit_key', (u.options ->> 'expires_at')::timestamptz,
+           (u.options ->> 'fallback')::interval,
+           CASE WHEN u.options ? 'fallback' AND u.status IN ('assigned', 'scheduled')
+                THEN greatest(blackboard.now(), (u.options ->> 'run_at')::timestamptz)
+                     + (u.options ->> 'fallback')::interval END,
            u.status,
            CASE WHEN u.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
            blackboard.current_actor()
@@ -691,7 +747,17 @@ CREATE FUNCTION blackboard.add_task(
 ) RETURNS SETOF blackboard.tasks
 LANGUAGE plpgsql
 AS $$
+DECLARE
+    v_id uuid := p_id;
 BEGIN
+    IF p_options ? 'unique' THEN
+        PERFORM blackboard.act_as(p_actor);
+        v_id := (blackboard.unique_tasks(p_session_id, ARRAY[p_id], ARRAY[p_options]))[1];
+        IF v_id <> p_id THEN
+            RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_id;
+            RETURN;
+        END IF;
+    END IF;
     PERFORM blackboard.add_tasks(p_session_id, ARRAY[p_id], ARRAY[p_type], ARRAY[p_capability], ARRAY[p_priority],
                                  ARRAY[p_parameters], ARRAY[p_options], p_actor);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
@@ -746,7 +812,7 @@ BEGIN
             PERFORM blackboard.repair_leases();
             UPDATE blackboard.liveness SET repaired_at = v_now;
         END IF;
-        v_swept := blackboard.sweep_leases(p_limit);
+        v_swept := blackboard.sweep_leases(p_limit) + blackboard.sweep_waiting(p_limit);
     EXCEPTION WHEN OTHERS THEN
         -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
         RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
@@ -826,6 +892,79 @@ BEGIN
 END
 $$;
 
+-- Tasks that were not started in time are cancelled; assigned ones whose agent did not come for them in time, or has
+-- gone silent or left, are anybody's. A bounded number at a time.
+CREATE FUNCTION blackboard.sweep_waiting(p_limit integer) RETURNS integer
+LANGUAGE plpgsql
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_expired integer := 0;
+    v_freed integer := 0;
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF FOUND THEN
+        WITH due AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL
+            ORDER BY t.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = v_now,
+            error = jsonb_build_object('code', 'deadline', 'message',
+                                       format('It was not started by %s.', t.expires_at))
+        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+        GET DIAGNOSTICS v_expired = ROW_COUNT;
+    END IF;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL LIMIT 1;
+    IF FOUND THEN
+        -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
+        UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+        WHERE (t.session_id, t.id) IN (
+            SELECT w.session_id, w.id FROM blackboard.tasks w
+            WHERE w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
+            LIMIT p_limit FOR UPDATE SKIP LOCKED);
+        WITH RECURSIVE waited_for AS (
+            (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+             WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+             ORDER BY t.session_id, t.assigned_to LIMIT 1)
+            UNION ALL
+            SELECT n.session_id, n.assigned_to
+            FROM waited_for w,
+                 LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+                          WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+                            AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
+                          ORDER BY t.session_id, t.assigned_to LIMIT 1) n
+        ), absent AS MATERIALIZED (
+            SELECT w.session_id, w.assigned_to
+            FROM waited_for w
+            JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
+            LEFT JOIN blackboard.leases l ON l.id = m.lease_id
+            WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
+        ), due AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE (t.session_id, t.id) IN (
+                (SELECT d.session_id, d.id FROM blackboard.tasks d
+                 WHERE d.status = 'assigned' AND d.fallback IS NOT NULL AND d.fallback_at <= v_now
+                 ORDER BY d.fallback_at LIMIT p_limit)
+                UNION
+                (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
+                   ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
+                      AND d.status = 'assigned' AND d.fallback IS NOT NULL
+                 LIMIT p_limit))
+              AND t.status = 'assigned'
+            FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'pending', assigned_to = NULL, fallback_at = NULL,
+            position = nextval('blackboard.task_positions')
+        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+        GET DIAGNOSTICS v_freed = ROW_COUNT;
+    END IF;
+    RETURN greatest(v_expired, v_freed);
+END
+$$;
+
 -- Jitter around an exponential: half to one and a half times delay * 2^(attempt-1), which grows to an hour at most (a
 -- longer delay stays as it is). In seconds: an interval of 30 days times 2^30 is out of range.
 CREATE FUNCTION blackboard.backoff(p_delay interval, p_attempt integer) RETURNS interval
@@ -886,6 +1025,7 @@ DECLARE
     v_capabilities text[] := p_capabilities || ''::text;
     v_capability text;
     v_now timestamptz := blackboard.now();
+    v_gated boolean;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -895,17 +1035,23 @@ BEGIN
     END IF;
     PERFORM blackboard.live_lease(p_lease_id);
     PERFORM blackboard.tend_leases();
-    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
         RETURN;
     END IF;
     PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(v_left, 100));
+    IF v_gated THEN
+        RETURN QUERY SELECT * FROM blackboard.claim_gated(p_session_id, p_agent_id, p_capabilities, p_lease_id,
+                                                          p_claim_id, v_left, v_now);
+        RETURN;
+    END IF;
 
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
         ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -929,7 +1075,7 @@ BEGIN
             WITH picked AS MATERIALIZED (
                 SELECT t.session_id, t.id FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                  AND t.status = 'pending'
+                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
                 ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -955,6 +1101,7 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     v_now timestamptz := blackboard.now();
+    v_gated boolean;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -964,21 +1111,26 @@ BEGIN
     END IF;
     PERFORM blackboard.live_lease(p_lease_id);
     PERFORM blackboard.tend_leases();
-    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
         RETURN;
     END IF;
     PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    IF v_gated AND NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+        RETURN;
+    END IF;
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.id = p_id
           AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
         FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout,
+        progress = NULL, limited = v_gated
     FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
     RETURNING t.*;
 END
@@ -1001,7 +1153,7 @@ BEGIN
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.blockers > 0 THEN 'blocked'
                       WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
-        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END, held = NULL
     FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
 END
 $$;

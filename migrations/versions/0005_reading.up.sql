@@ -436,7 +436,7 @@ BEGIN
             PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
                                      jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
         ELSE
-            IF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
+            IF NEW.assigned_to IS DISTINCT FROM OLD.assigned_to AND NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
                 IF v_task.status NOT IN ('pending', 'assigned') THEN
                     PERFORM blackboard.raise('BB003', format('A task that is %s is not assigned anew.', v_task.status),
                                              jsonb_build_object('noun', 'task', 'id', v_task.id, 'field', 'assigned_to',

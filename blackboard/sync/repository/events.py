@@ -133,7 +133,15 @@ class Events(Repository):
         return row["cursor"]
 
     def history(self, subject_id: UUID | str | None = None, *, limit: int = 10_000) -> list[StateChange]:
-        """Who changed what, from which value to which, when, oldest first; of one row or of the whole session."""
+        """Who changed what, from which value to which, when, oldest first; of one row or of the whole session.
+
+        At most ``limit`` changes (1 to 1 000 000).
+
+        Raises:
+            InvalidInput: the limit is out of range.
+        """
+        if not 1 <= limit <= 1_000_000:
+            raise InvalidInput("limit must be between 1 and 1000000.", field="limit")
         rows = self._executor.fetch_all(
             _SQL["state_history"],
             session_id=self._scope.session_id,

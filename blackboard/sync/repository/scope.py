@@ -14,11 +14,23 @@ from ...errors import InvalidInput, WaitNotAllowed
 from ...store.listener import Listener
 from ..store.executor import Executor
 
-__all__ = ["LeaseKeeper", "Repository", "Scope"]
+__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope"]
 
 _T = TypeVar("_T")
 
 Check = Callable[[], _T | None]
+
+
+class LeaseWatcher(Protocol):
+    """Hears of the lease of this process, from the heartbeat's thread: keep the calls short."""
+
+    def on_lost(self, lease_id: UUID) -> None:
+        """The server said that the lease has lapsed; may be said twice."""
+        ...
+
+    def on_count(self, lease_id: UUID, held: int) -> None:
+        """The lease was renewed, and held so many running tasks."""
+        ...
 
 
 class LeaseKeeper(Protocol):
@@ -30,6 +42,23 @@ class LeaseKeeper(Protocol):
 
     def forget(self, lease_id: UUID) -> None:
         """The server said that this lease has lapsed: the next ``current`` starts a new one."""
+        ...
+
+    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
+        """The watcher hears of the lease until what this returns is called."""
+        ...
+
+    def begin_claim(self, claim_id: UUID) -> None:
+        """A claim of that id is about to be made on behalf of somebody in this process."""
+        ...
+
+    def end_claim(self, claim_id: UUID) -> None:
+        """The claim got nothing, or nobody here knows what it got."""
+        ...
+
+    @property
+    def claims(self) -> frozenset[UUID]:
+        """The claims of this process that may hold tasks, as far as known since the first watcher came."""
         ...
 
 

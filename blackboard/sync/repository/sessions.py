@@ -81,11 +81,13 @@ class Sessions:
         return SessionRecord.from_row(row)
 
     def list(self, *, status: SessionStatus | str | None = None, limit: int = 100) -> list[SessionRecord]:
-        """The sessions, newest first.
+        """The sessions, newest first, at most ``limit`` (1 to 10 000).
 
         Raises:
-            InvalidInput: no such status.
+            InvalidInput: no such status, or the limit is out of range.
         """
+        if not 1 <= limit <= 10_000:
+            raise InvalidInput("limit must be between 1 and 10000.", field="limit")
         rows = self._executor.fetch_all(
             _SQL["list_sessions"], status=None if status is None else _status(status), limit=limit
         )

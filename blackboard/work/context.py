@@ -1,0 +1,305 @@
+"""What a handler is called with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import LeaseLost
+from ..jsonable import dump_json, load_json
+from ..models.tasks import TaskRecord, TaskStatus
+from ..store.asyncpg_executor import AsyncpgConnectionExecutor
+from ..store.executor import Isolation
+from .blocking import Blocking, BlockingContext, call
+from .signals import TaskCancelled
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    import asyncpg
+
+    from ..board import Agent, BoundBlackboard, Session
+    from ..sync import Agent as BlockingAgent
+    from ..sync import Session as BlockingSession
+    from .core import Core, Lane
+    from .handlers import Handler
+    from .slots import Slot
+
+__all__ = ["BlockingTaskContext", "BlockingTaskTransaction", "TaskContext", "TaskTransaction"]
+
+
+class TaskContext:
+    """One attempt at a task, for the handler that makes it.
+
+    Made for every task that is claimed, so it does as little as it can until it is asked.
+    """
+
+    # Until set otherwise; class attributes cost nothing per task.
+    handler: Handler | None = None
+    slot: Slot | None = None
+    settled = False
+    tried_to_commit = False
+    started = 0.0
+    timer: asyncio.TimerHandle | None = None
+    reason: str | None = None
+    _record: TaskRecord | None = None
+
+    def __init__(
+        self, core: Core, lane: Lane, row: Mapping[str, Any], claim_id: UUID, lease_id: UUID, sent_at: float
+    ) -> None:
+        """Made by the worker."""
+        self.core = core
+        self.lane = lane
+        self.row = row
+        self.claim_id = claim_id
+        self.lease_id = lease_id
+        self.sent_at = sent_at
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.row['type']} {self.row['id']} attempt {self.row['attempt']}>"
+
+    @property
+    def task(self) -> TaskRecord:
+        """The task as it was claimed, with its fencing token."""
+        record = self._record
+        if record is None:
+            values: dict[str, Any] = dict(self.row)
+            for name in ("parameters", "error"):
+                values[name] = load_json(values[name])
+            # Not validated: the row is the database's, and its types are those of the model.
+            record = self._record = TaskRecord.model_construct(
+                **values,
+                session_id=self.lane.session.id,
+                status=TaskStatus.RUNNING,
+                assigned_to=self.lane.agent.id,
+                claim_id=self.claim_id,
+                lease_id=self.lease_id,
+                progress=None,
+                result=None,
+                completed_at=None,
+            )
+        return record
+
+    @property
+    def parameters(self) -> Any:
+        """What the task was added with."""
+        return load_json(self.row["parameters"]) if self._record is None else self._record.parameters
+
+    @property
+    def agent(self) -> Agent:
+        """The worker's agent in the task's session: what it writes is signed with the worker's ``agent_id``."""
+        return self.lane.agent
+
+    @property
+    def session(self) -> Session:
+        """The task's session."""
+        return self.lane.session
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler is to stop: ``cancelled`` says that, ``reason`` says why.
+
+        A coroutine is also cancelled (``asyncio.CancelledError`` at its next ``await``); a thread cannot be, and has
+        to look here. Reasons: ``cancelled`` (somebody asked for it), ``timeout``, ``lease_lost``, ``stopping``.
+        """
+        return self.reason is not None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How much of its maximum run time is left; None without one."""
+        timeout = self.row["timeout"]
+        return None if timeout is None else self.sent_at + timeout.total_seconds() - monotonic()
+
+    def raise_if_cancelled(self) -> None:
+        """Nothing happens unless the handler is to stop.
+
+        Raises:
+            TaskCancelled: it is.
+        """
+        if self.reason is not None:
+            raise TaskCancelled(self.reason)
+
+    async def progress(self, value: Any) -> None:
+        """Everybody can see how far the task is; ``value`` is JSON.
+
+        Raises:
+            InvalidInput: the value is refused.
+            LeaseLost: the task was taken from this worker.
+            TaskCancelled: somebody asked for it to stop, which this call noticed.
+        """
+        record = await self.agent.tasks.progress(self.task, value)
+        if record.cancel_requested and self.reason is None:
+            self.reason = "cancelled"
+        self.raise_if_cancelled()
+
+    @asynccontextmanager
+    async def transaction(self, isolation: Isolation | None = None) -> AsyncGenerator[TaskTransaction]:
+        """A block whose rows commit together with the completion of the task, once or not at all.
+
+        ::
+
+            async with ctx.transaction() as tx:
+                await tx.connection.execute("INSERT INTO invoices ...")
+                await tx.agent.findings.report("paid", type="invoice")
+                await tx.complete({"invoice": 7})
+
+        Without ``complete`` the rows commit and the task goes on. If the task was taken from this worker, ``complete``
+        raises ``LeaseLost`` and everything rolls back; its result is then kept aside.
+
+        Args:
+            isolation: of the transaction; read committed by default.
+
+        Raises:
+            ServerUnreachable: the connection was cut. At the commit it is then unknown whether it happened; the
+                attempt fails, and the board knows better: a completion that did commit stays.
+        """
+        tx: TaskTransaction | None = None
+        try:
+            async with self.core.transactions.transaction(isolation) as executor:
+                tx = TaskTransaction(self, cast("AsyncpgConnectionExecutor", executor))
+                yield tx
+        except LeaseLost:
+            if tx is not None and tx.refused:
+                # What was kept aside went with the rollback; handed in once more it is refused again, and stays.
+                self.core.outbox.complete(self, tx.result)
+                self.settled = True
+            raise
+        if tx.completed:
+            self.settled = True
+            self.core.transacted(self)
+
+
+class TaskTransaction:
+    """A transaction that a task can be completed in.
+
+    Attributes:
+        connection: for statements of your own.
+        board: handles on this connection.
+        agent: the worker's agent on this connection.
+        completed: whether ``complete`` was called.
+    """
+
+    def __init__(self, ctx: TaskContext, executor: AsyncpgConnectionExecutor) -> None:
+        """Use ``TaskContext.transaction``."""
+        self._ctx = ctx
+        self.connection: asyncpg.Connection[Any] = cast("Any", executor.connection)
+        self.board: BoundBlackboard = ctx.core.board.bind(self.connection)
+        self.agent: Agent = self.board.agent(ctx.agent)
+        self.completed = False
+        self.refused = False
+        self.result: str | None = None
+
+    async def complete(self, result: Any = None) -> None:
+        """The task is completed with ``result`` if and when this transaction commits.
+
+        What the handler returns afterwards is ignored.
+
+        Raises:
+            InvalidInput: the result is refused.
+            LeaseLost: the task was taken from this worker; leave the block, which rolls back.
+        """
+        ctx = self._ctx
+        self.result = None if result is None else dump_json(result, "result")
+        ctx.tried_to_commit = True
+        try:
+            await self.agent.tasks.complete(ctx.task, result)
+        except LeaseLost:
+            self.refused = True
+            raise
+        self.completed = True
+
+
+class BlockingTaskContext:
+    """One attempt at a task, for a handler that runs in a thread: the same names, and what is awaited blocks."""
+
+    def __init__(self, ctx: TaskContext, loop: asyncio.AbstractEventLoop) -> None:
+        """Made by the worker."""
+        self._ctx = ctx
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return repr(self._ctx)
+
+    @property
+    def task(self) -> TaskRecord:
+        """The task as it was claimed, with its fencing token."""
+        return self._ctx.task
+
+    @property
+    def parameters(self) -> Any:
+        """What the task was added with."""
+        return self._ctx.parameters
+
+    @property
+    def agent(self) -> BlockingAgent:
+        """The worker's agent; its verbs block."""
+        return cast("Any", Blocking(self._ctx.agent, self._loop))
+
+    @property
+    def session(self) -> BlockingSession:
+        """The task's session; its verbs block."""
+        return cast("Any", Blocking(self._ctx.session, self._loop))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler is to stop; nobody can stop it but itself."""
+        return self._ctx.cancelled
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is to stop."""
+        return self._ctx.reason
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How much of its maximum run time is left; None without one."""
+        return self._ctx.seconds_left
+
+    def raise_if_cancelled(self) -> None:
+        """Nothing happens unless the handler is to stop.
+
+        Raises:
+            TaskCancelled: it is.
+        """
+        self._ctx.raise_if_cancelled()
+
+    def progress(self, value: Any) -> None:
+        """As ``TaskContext.progress``.
+
+        Raises:
+            InvalidInput, LeaseLost, TaskCancelled: as there.
+        """
+        call(self._loop, self._ctx.progress(value))
+
+    def transaction(self, isolation: Isolation | None = None) -> AbstractContextManager[BlockingTaskTransaction]:
+        """As ``TaskContext.transaction``, for ``with``."""
+        return BlockingContext(
+            self._ctx.transaction(isolation), self._loop, lambda tx: BlockingTaskTransaction(tx, self._loop)
+        )
+
+
+class BlockingTaskTransaction:
+    """As ``TaskTransaction``, for a thread.
+
+    Attributes:
+        connection: for statements of your own: the coroutine methods of an asyncpg connection, which block here.
+        agent: the worker's agent on this connection.
+    """
+
+    def __init__(self, tx: TaskTransaction, loop: asyncio.AbstractEventLoop) -> None:
+        """Use ``BlockingTaskContext.transaction``."""
+        self._tx = tx
+        self._loop = loop
+        self.connection: Any = Blocking(tx.connection, loop)
+        self.agent: BlockingAgent = cast("Any", Blocking(tx.agent, loop))
+
+    def complete(self, result: Any = None) -> None:
+        """As ``TaskTransaction.complete``.
+
+        Raises:
+            InvalidInput, LeaseLost: as there.
+        """
+        call(self._loop, self._tx.complete(result))

@@ -1,0 +1,190 @@
+"""What the parts of a running worker share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TransientError, Unavailable
+from ..store.asyncpg_executor import AsyncpgConnectionExecutor, AsyncpgExecutor
+from ..store.statements import Statement
+from .context import TaskContext
+from .handlers import Handler
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from ..board import Agent, Blackboard, Session
+    from .guard import Guard
+    from .intake import Intake
+    from .outbox import Outbox
+    from .slots import Slots
+
+__all__ = ["RETRYABLE", "Core", "Counts", "Lane", "Line", "Outage"]
+
+log = logging.getLogger("blackboard.worker")
+
+RETRYABLE = (Unavailable, TransientError)
+"""What a worker waits for rather than ends with."""
+
+_OUTAGE_LOG_SECONDS = 60.0
+_LONGEST_BACKOFF = 5.0
+
+
+@dataclass
+class Counts:
+    """How the tasks that a worker claimed have ended.
+
+    Attributes:
+        claimed: tasks that were claimed.
+        completed: with a result.
+        retried: attempts that failed, with others to follow.
+        failed: ended as ``failed``.
+        dead: after the last attempt, or by ``DeadLetter``.
+        released: handed back, by ``Release`` and ``RetryLater`` or because they were not started.
+        cancelled: that somebody had asked to stop.
+        refused: whose outcome came late: the task was somebody else's by then, and its result was kept aside.
+        lost: dropped with a lease that lapsed.
+    """
+
+    claimed: int = 0
+    completed: int = 0
+    retried: int = 0
+    failed: int = 0
+    dead: int = 0
+    released: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    lost: int = 0
+
+
+@dataclass(eq=False)
+class Lane:
+    """One session that a worker takes tasks from.
+
+    Attributes:
+        hot: a claim may find something.
+        recheck: it was emptied, and is to be looked at once more before the worker goes idle.
+        misses: how often in a row there was something that could not be claimed.
+        not_before: when it is worth another claim after that.
+        due_at: when its next scheduled task is due.
+        unheard: its listeners were not yet told what was claimed of it.
+        echo: the next hint may be our own.
+    """
+
+    session: Session
+    agent: Agent
+    hot: bool = True
+    recheck: bool = False
+    misses: int = 0
+    not_before: float = 0.0
+    due_at: float | None = None
+    closed: bool = False
+    unheard: bool = False
+    echo: bool = False
+
+    def notify(self) -> None:
+        """Whoever waits for tasks of this session looks again."""
+        self.unheard = False
+        self.echo = True
+        self.session.scope.listener.notify(self.session.id, "tasks")
+
+
+class _LineConnection(AsyncpgConnectionExecutor):
+    async def _fetch(self, statement: Statement, arguments: list[Any]) -> list[Any]:
+        # Records as they are: a dict of each would cost as much again as its decoding.
+        async with self._turn:
+            return await self._records(statement, arguments)
+
+
+class Line(AsyncpgExecutor):
+    """One connection of a worker, kept for one purpose; reconnects by itself."""
+
+    connection_type = _LineConnection
+
+    def __init__(self, url: str, name: str, size: int = 1) -> None:
+        super().__init__(url, pool_size=size, application_name=name)
+
+
+class Outage:
+    """Waits longer with each failure, and says so once a minute."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._failures = 0
+        self._since = 0.0
+        self._told_at = float("-inf")
+
+    async def wait(self, error: Exception, until: asyncio.Event | None = None) -> None:
+        """The time for another try has come, or ``until`` is set."""
+        now = monotonic()
+        if not self._failures:
+            self._since = now
+        self._failures += 1
+        if now - self._told_at >= _OUTAGE_LOG_SECONDS:
+            self._told_at = now
+            log.warning("%s waits for the database since %.0f s: %s", self._what, now - self._since, error)
+        seconds = min(_LONGEST_BACKOFF, 0.05 * 2 ** min(self._failures, 10))
+        if until is None:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            await asyncio.wait_for(until.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    def over(self) -> None:
+        """The database answers again."""
+        if self._failures:
+            if monotonic() - self._since >= 1:
+                log.warning("%s goes on after %.0f s", self._what, monotonic() - self._since)
+            self._failures = 0
+            self._told_at = float("-inf")
+
+
+@dataclass
+class Core:
+    """The state of a running worker, and the parts that change it."""
+
+    board: Blackboard
+    agent_id: str
+    capabilities: Sequence[str] | None
+    handlers: Mapping[str, Handler]
+    concurrency: int
+    max_batch: int
+    lanes: list[Lane]
+    transactions: Line
+    threads: Threads
+    buffer: deque[TaskContext] = field(default_factory=deque[TaskContext])
+    running: set[TaskContext] = field(default_factory=set[TaskContext])
+    # Everything that this worker has claimed and not yet been told the end of.
+    held: set[TaskContext] = field(default_factory=set[TaskContext])
+    counts: Counts = field(default_factory=Counts)
+    # No new task is started any more.
+    stopping: bool = False
+    # Wakes the worker's own loop: something that it waits for may have happened.
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    fatal: BaseException | None = None
+    intake: Intake = field(init=False)
+    outbox: Outbox = field(init=False)
+    slots: Slots = field(init=False)
+    guard: Guard = field(init=False)
+
+    def transacted(self, ctx: TaskContext) -> None:
+        """The task was completed in a transaction of its handler."""
+        self.counts.completed += 1
+        self.held.discard(ctx)
+        ctx.lane.recheck = True
+        ctx.lane.notify()
+        self.intake.stir()
+
+    def crashed(self, error: BaseException) -> None:
+        """The worker ends with ``error``, which is no error of a task."""
+        if self.fatal is None:
+            self.fatal = error
+        self.stopping = True
+        self.changed.set()

@@ -1,0 +1,204 @@
+"""Watches over what runs: the lease, maximum run times, requests to stop, and claims whose answer was cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from time import monotonic, perf_counter
+from uuid import UUID
+
+from ..errors import BlackboardError
+from ..store.statements import statements
+from .context import TaskContext
+from .core import Core, Outage, log
+
+__all__ = ["Guard"]
+
+_SQL = statements("engine")
+
+_LOOK_SECONDS = 0.5
+_YOUNG_SECONDS = 0.25
+_STALE_SECONDS = 1.0
+
+
+class Guard:
+    """Cancels handlers whose work is not theirs any more, or not wanted any more."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._loop = asyncio.get_running_loop()
+        self._leave: Callable[[], None] | None = None
+        self._audits: set[asyncio.Task[None]] = set()
+        self._outage = Outage("a look for requests to stop")
+        # Leases that have lapsed in this worker's time.
+        self.lost: set[UUID] = set()
+
+    def start(self) -> None:
+        """The lease is watched from here on."""
+        self._leave = self._core.lanes[0].session.scope.leases.watch(self)
+
+    def close(self) -> None:
+        """Nothing is watched any more."""
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
+        for audit in self._audits:
+            audit.cancel()
+
+    # ---------------------------------------------------------------------------------------------------- the lease
+
+    def on_lost(self, lease_id: UUID) -> None:
+        """From the heartbeat's thread."""
+        self._loop.call_soon_threadsafe(self.lose, lease_id)
+
+    def on_count(self, lease_id: UUID, held: int) -> None:
+        """From the heartbeat's thread."""
+        self._loop.call_soon_threadsafe(self._counted, lease_id, held)
+
+    def lose(self, lease_id: UUID) -> None:
+        """What was claimed under that lease is somebody else's: it is dropped, and nothing of it is written."""
+        core = self._core
+        if lease_id in self.lost:
+            return
+        self.lost.add(lease_id)
+        dropped = [ctx for ctx in core.buffer if ctx.lease_id == lease_id]
+        for ctx in dropped:
+            core.buffer.remove(ctx)
+        for ctx in tuple(core.running):
+            if ctx.lease_id == lease_id and not ctx.settled:
+                ctx.settled = True
+                dropped.append(ctx)
+                self.interrupt(ctx, "lease_lost")
+        core.held.difference_update(dropped)
+        core.counts.lost += len(dropped)
+        if dropped:
+            log.error("the lease was lost: %d tasks were dropped; going on under a new one", len(dropped))
+        for lane in core.lanes:
+            lane.hot = not lane.closed
+        core.intake.stir()
+        core.changed.set()
+
+    def _counted(self, lease_id: UUID, held: int) -> None:
+        if held > len(self._core.held) and not self._audits and lease_id not in self.lost:
+            audit = asyncio.ensure_future(self.audit(lease_id))
+            self._audits.add(audit)
+            audit.add_done_callback(self._audited)
+
+    def _audited(self, audit: asyncio.Task[None]) -> None:
+        self._audits.discard(audit)
+        if not audit.cancelled() and (error := audit.exception()) is not None:
+            log.warning("what the lease holds could not be compared: %s", error)
+
+    async def audit(self, lease_id: UUID) -> None:
+        """Tasks that the server says this agent runs, and that nobody here knows of, are handed back.
+
+        They come from claims whose answer was cut. Claims of other agents, and those made by hand with this process's
+        handles, are left alone.
+        """
+        core = self._core
+        scope = core.lanes[0].session.scope
+        answered, known = scope.leases.claims(answered=True), scope.leases.claims()
+        rows = await scope.executor.fetch_all(_SQL["list_held_tasks"], lease_id=lease_id)
+        known |= scope.leases.claims()
+        scope.leases.drop_claims(answered - {row["claim_id"] for row in rows})
+        for lane in core.lanes:
+            lost = [
+                row
+                for row in rows
+                if row["session_id"] == lane.session.id
+                and row["assigned_to"] == lane.agent.id
+                and row["claim_id"] not in known
+            ]
+            if lost:
+                log.warning("%d tasks were claimed without our knowing, and are handed back", len(lost))
+                await scope.executor.fetch_all(
+                    _SQL["release_tasks"],
+                    session_id=lane.session.id,
+                    ids=[row["id"] for row in lost],
+                    claim_ids=[row["claim_id"] for row in lost],
+                    attempts=[row["attempt"] for row in lost],
+                    delays=[None for _ in lost],
+                    errors=[None for _ in lost],
+                    agent_id=lane.agent.id,
+                )
+                lane.hot = True
+                lane.notify()
+                core.intake.stir()
+
+    # -------------------------------------------------------------------------------------------- what is to stop
+
+    def arm(self, ctx: TaskContext) -> bool:
+        """The attempt ends when its maximum run time is over; False if that is so already."""
+        left = ctx.seconds_left
+        assert left is not None
+        if left <= 0:
+            self._expire(ctx)
+            return False
+        ctx.timer = self._loop.call_later(left, self._expire, ctx)
+        return True
+
+    def _expire(self, ctx: TaskContext) -> None:
+        if ctx.settled or ctx not in self._core.running:
+            return
+        ctx.settled = True
+        timeout: timedelta = ctx.row["timeout"]
+        # At once, and not when the handler has ended: a thread may never do so, and the board would end it as well.
+        self._core.outbox.fail(
+            ctx, {"code": "timeout", "message": f"It ran longer than its timeout of {timeout}."}
+        )
+        self.interrupt(ctx, "timeout")
+
+    def interrupt(self, ctx: TaskContext, reason: str) -> None:
+        """The handler is asked to stop: a coroutine by cancellation, a thread by ``cancelled``."""
+        if ctx.reason is None:
+            ctx.reason = reason
+            if ctx.slot is not None and ctx.handler is not None and ctx.handler.suspends:
+                ctx.slot.interrupt(ctx)
+
+    async def run(self) -> None:
+        """Looks twice a second, while there is something to look after."""
+        core = self._core
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for lane in core.lanes:
+                if lane.unheard:
+                    lane.notify()
+            self._hand_back_stale()
+            before = perf_counter() - _YOUNG_SECONDS
+            leases = {ctx.lease_id for ctx in core.running if ctx.started < before and ctx.reason is None}
+            for lease_id in leases - self.lost:
+                try:
+                    rows = await core.lanes[0].session.scope.executor.fetch_all(
+                        _SQL["list_cancel_requests"], lease_id=lease_id
+                    )
+                except BlackboardError as error:
+                    await self._outage.wait(error)
+                    continue
+                self._outage.over()
+                asked = {(row["id"], row["attempt"]) for row in rows}
+                if asked:
+                    self._stop_asked(asked)
+
+    def _stop_asked(self, asked: set[tuple[UUID, int]]) -> None:
+        core = self._core
+        for ctx in tuple(core.running):
+            if (ctx.row["id"], ctx.row["attempt"]) in asked:
+                self.interrupt(ctx, "cancelled")
+        for ctx in tuple(core.buffer):
+            if (ctx.row["id"], ctx.row["attempt"]) in asked:
+                core.buffer.remove(ctx)
+                core.outbox.release(ctx)
+
+    def _hand_back_stale(self) -> None:
+        """What was claimed ahead of slow handlers goes back: others may be free."""
+        core = self._core
+        before = monotonic() - _STALE_SECONDS
+        if not core.buffer or core.buffer[0].sent_at > before or len(core.running) < core.concurrency:
+            return
+        stale = [ctx for ctx in core.buffer if ctx.sent_at <= before]
+        for ctx in stale:
+            core.buffer.remove(ctx)
+            core.outbox.release(ctx)
+        core.slots.took = max(core.slots.took or 0.0, _STALE_SECONDS)
+        log.info("%d tasks that could not be started in time are handed back", len(stale))

@@ -1,0 +1,265 @@
+"""Where attempts end: outcomes are collected and written many at a time, on a connection of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ..errors import BlackboardError, InvalidInput
+from ..jsonable import dump_json
+from ..repository.tasks import error_facts
+from ..store.statements import statements
+from .context import TaskContext
+from .core import RETRYABLE, Core, Lane, Line, Outage, log
+
+__all__ = ["Outbox"]
+
+_TASKS = statements("tasks")
+_ENGINE = statements("engine")
+
+_LINGER_SECONDS = 0.003
+_DEFAULT_ATTEMPTS = 5
+_DEFAULT_DELAY = timedelta(seconds=1)
+
+
+@dataclass(slots=True)
+class _Failure:
+    ctx: TaskContext
+    error: str
+    outcome: str
+    delay: timedelta | None
+    max_attempts: int | None
+
+
+@dataclass(slots=True)
+class _Release:
+    ctx: TaskContext
+    delay: timedelta | None
+    error: str | None
+
+
+class Outbox:
+    """Writes what became of tasks: at once when the worker is idle, else in batches a few milliseconds apart."""
+
+    def __init__(self, core: Core, line: Line) -> None:
+        self._core = core
+        self._line = line
+        self._completed: list[tuple[TaskContext, str | None]] = []
+        self._failed: list[_Failure] = []
+        self._released: list[_Release] = []
+        self._wake = asyncio.Event()
+        self._lingering: asyncio.Future[None] | None = None
+        self._writing = 0
+        self._outage = Outage("a worker's results")
+
+    # ------------------------------------------------------------------------------------------ what handlers end in
+
+    def complete(self, ctx: TaskContext, result: str | None) -> None:
+        """The task is about to be completed with that JSON text."""
+        self._completed.append((ctx, result))
+        if len(self._completed) == 1 or len(self._completed) >= self._core.max_batch:
+            self._nudge(full=len(self._completed) >= self._core.max_batch)
+
+    def fail(self, ctx: TaskContext, error: BaseException | str | dict[str, Any], *, outcome: str = "retry") -> None:
+        """The attempt is about to fail: ``retry`` by policy, or ``dead`` or ``failed`` at once."""
+        delay, most = _policy(ctx)
+        self._failed.append(_Failure(ctx, _error_text(error), outcome, delay, most))
+        self._nudge()
+
+    def release(self, ctx: TaskContext, *, delay: timedelta | None = None, reason: dict[str, Any] | None = None) -> None:
+        """The task is about to be handed back; it comes back after ``delay``, or at once."""
+        self._released.append(_Release(ctx, delay, None if reason is None else _error_text(reason)))
+        self._nudge()
+
+    # --------------------------------------------------------------------------------------------------- the writer
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything was written and answered."""
+        return not (self._completed or self._failed or self._released or self._writing)
+
+    @property
+    def backlog(self) -> int:
+        """How many outcomes wait to be written."""
+        return len(self._completed) + len(self._failed) + len(self._released) + self._writing
+
+    def idle(self) -> None:
+        """Nothing more is coming for now: what is there is written at once."""
+        if self._lingering is not None:
+            self._nudge(full=True)
+
+    def _nudge(self, *, full: bool = False) -> None:
+        self._wake.set()
+        if full and self._lingering is not None and not self._lingering.done():
+            self._lingering.set_result(None)
+
+    async def run(self) -> None:
+        """Writes until cancelled; between two writes nothing is lost by that."""
+        while True:
+            while self.empty:
+                self._wake.clear()
+                await self._wake.wait()
+            if len(self._completed) < self._core.max_batch and self._core.buffer and not self._core.stopping:
+                await self._linger()
+            await self.flush()
+            self._core.changed.set()
+
+    async def _linger(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._lingering = loop.create_future()
+        timer = loop.call_later(_LINGER_SECONDS, self._nudge_full)
+        try:
+            await self._lingering
+        finally:
+            timer.cancel()
+            self._lingering = None
+
+    def _nudge_full(self) -> None:
+        self._nudge(full=True)
+
+    async def flush(self) -> None:
+        """What is there was written; goes on trying while the database cannot be reached."""
+        most = self._core.max_batch
+        if self._completed:
+            batch, self._completed = self._completed[:most], self._completed[most:]
+            await self._write(batch, [ctx for ctx, _ in batch], self._write_completed)
+        if self._failed:
+            failed, self._failed = self._failed[:most], self._failed[most:]
+            await self._write(failed, [one.ctx for one in failed], self._write_failed)
+        if self._released:
+            released, self._released = self._released[:most], self._released[most:]
+            await self._write(released, [one.ctx for one in released], self._write_released)
+
+    async def _write(self, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any) -> None:
+        self._writing = len(batch)
+        try:
+            lanes = self._core.lanes
+            if len(lanes) == 1:
+                await self._insist(contexts[0].lane, batch, contexts, write)
+            else:
+                by_lane: dict[Lane, list[int]] = {}
+                for index, ctx in enumerate(contexts):
+                    by_lane.setdefault(ctx.lane, []).append(index)
+                for lane, indexes in by_lane.items():
+                    await self._insist(lane, [batch[i] for i in indexes], [contexts[i] for i in indexes], write)
+        finally:
+            self._writing = 0
+
+    async def _insist(self, lane: Lane, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any) -> None:
+        while True:
+            try:
+                await write(lane, batch)
+            except RETRYABLE as error:
+                # Writing them once more is no second outcome: claim id and attempt are the key.
+                await self._outage.wait(error)
+                continue
+            except BlackboardError as error:
+                await self._apart(lane, batch, contexts, write, error)
+            self._outage.over()
+            break
+        self._core.held.difference_update(contexts)
+        lane.recheck = True
+        lane.notify()
+        self._core.intake.stir()
+
+    async def _apart(
+        self, lane: Lane, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any, error: BlackboardError
+    ) -> None:
+        # One value that the database refuses must not take the others with it.
+        if len(batch) > 1:
+            half = len(batch) // 2
+            for part in (slice(None, half), slice(half, None)):
+                await self._insist(lane, batch[part], contexts[part], write)
+            return
+        ctx = contexts[0]
+        log.error("%r: its outcome was refused by the database: %s", ctx, error)
+        if isinstance(batch[0], tuple):
+            # The result is at fault: the attempt fails with what the database said.
+            await self._insist(
+                lane, [_Failure(ctx, _error_text(error), "retry", *_policy(ctx))], contexts, self._write_failed
+            )
+
+    async def _write_completed(self, lane: Lane, batch: list[tuple[TaskContext, str | None]]) -> None:
+        rows = await self._line.fetch_all(
+            _TASKS["complete_tasks"],
+            session_id=lane.session.id,
+            ids=[ctx.row["id"] for ctx, _ in batch],
+            claim_ids=[ctx.claim_id for ctx, _ in batch],
+            attempts=[ctx.row["attempt"] for ctx, _ in batch],
+            results=[result for _, result in batch],
+            agent_id=lane.agent.id,
+        )
+        counts = self._core.counts
+        counts.completed += len(batch) - len(rows)
+        if rows:
+            counts.refused += len(rows)
+            log.warning(
+                "%d results came too late for their tasks and were kept aside, that of task %s first",
+                len(rows), rows[0]["id"],
+            )  # fmt: skip
+
+    async def _write_failed(self, lane: Lane, batch: list[_Failure]) -> None:
+        rows = await self._line.fetch_all(
+            _ENGINE["fail_tasks"],
+            session_id=lane.session.id,
+            ids=[one.ctx.row["id"] for one in batch],
+            claim_ids=[one.ctx.claim_id for one in batch],
+            attempts=[one.ctx.row["attempt"] for one in batch],
+            errors=[one.error for one in batch],
+            outcomes=[one.outcome for one in batch],
+            delays=[one.delay for one in batch],
+            max_attempts=[one.max_attempts for one in batch],
+            agent_id=lane.agent.id,
+        )
+        self._count([one.ctx for one in batch], rows, delayed="retried")
+
+    async def _write_released(self, lane: Lane, batch: list[_Release]) -> None:
+        rows = await self._line.fetch_all(
+            _ENGINE["release_tasks"],
+            session_id=lane.session.id,
+            ids=[one.ctx.row["id"] for one in batch],
+            claim_ids=[one.ctx.claim_id for one in batch],
+            attempts=[one.ctx.row["attempt"] for one in batch],
+            delays=[one.delay for one in batch],
+            errors=[one.error for one in batch],
+            agent_id=lane.agent.id,
+        )
+        self._count([one.ctx for one in batch], rows, delayed="released")
+
+    def _count(self, contexts: Sequence[TaskContext], rows: Sequence[Any], *, delayed: str) -> None:
+        counts = self._core.counts
+        where: dict[Any, str | None] = {row["id"]: row["status"] for row in rows}
+        names = {"scheduled": delayed, "pending": "released", "failed": "failed", "dead": "dead", "cancelled": "cancelled"}
+        for ctx in contexts:
+            name = names.get(where.get(ctx.row["id"]) or "", "refused")
+            setattr(counts, name, getattr(counts, name) + 1)
+            if name == "refused":
+                log.warning("%r was taken away before its outcome was written", ctx)
+
+
+def _policy(ctx: TaskContext) -> tuple[timedelta | None, int | None]:
+    """Delay and most attempts by the handler's policy; None where the task was added with its own."""
+    policy = None if ctx.handler is None else ctx.handler.retry
+    row = ctx.row
+    if policy is None:
+        return None, None
+    # A first failure wrote the policy's number into the row.
+    if row["retry_delay"] != _DEFAULT_DELAY or row["max_attempts"] not in {_DEFAULT_ATTEMPTS, policy.max_attempts}:
+        return None, None
+    return policy.delay_after(row["attempt"] - row["released"]), policy.max_attempts
+
+
+def _error_text(error: BaseException | str | dict[str, Any]) -> str:
+    facts = error_facts(error)
+    try:
+        return dump_json(facts, "error")
+    except InvalidInput:
+        # What was raised may hold text that no database stores; that must not keep the attempt from failing.
+        return dump_json({str(name): _storable(str(value)) for name, value in facts.items()}, "error")
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
