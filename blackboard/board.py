@@ -20,12 +20,16 @@ from .models.picture import Picture
 from .models.sessions import SessionRecord, SessionStatus
 from .repository.actions import Actions
 from .repository.agents import Agents
+from .repository.budgets import Budgets
 from .repository.events import Events
 from .repository.findings import Findings
+from .repository.flows import Flows
 from .repository.hypotheses import Hypotheses
+from .repository.limits import Limits
 from .repository.locks import Locks
 from .repository.pictures import Pictures
 from .repository.proposals import Proposals
+from .repository.schedules import Scheduler, Schedules
 from .repository.scope import LeaseWatcher, Scope
 from .repository.sessions import Sessions
 from .repository.tasks import Tasks
@@ -69,6 +73,7 @@ class Blackboard:
         self._leases = ProcessLease(url, executor, settings.lease)
         self.url = url
         self.sessions = Sessions(executor, settings.actor)
+        self.schedules = Scheduler(executor, listener)
 
     # [async-only]
     @classmethod
@@ -279,7 +284,7 @@ class Session:
     Attributes:
         record: as it was when this handle was made or last refreshed.
         scope: what its repositories are bound to.
-        agents, findings, hypotheses, tasks, proposals, actions, locks, events: what is in it.
+        agents, findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, schedules, events: what is in it.
     """
 
     def __init__(self, scope: Scope, record: SessionRecord, sessions: Sessions) -> None:
@@ -291,9 +296,13 @@ class Session:
         self.findings = Findings(scope)
         self.hypotheses = Hypotheses(scope)
         self.tasks = Tasks(scope)
+        self.flows = Flows(scope)
         self.proposals = Proposals(scope)
         self.actions = Actions(scope)
+        self.limits = Limits(scope)
         self.locks = Locks(scope)
+        self.budgets = Budgets(scope)
+        self.schedules = Schedules(scope)
         self.events = Events(scope)
 
     def __repr__(self) -> str:
@@ -344,7 +353,7 @@ class Session:
         return Agent(scope, record, self)
 
     async def board(self, *, limit: int = 100) -> Picture:
-        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, proposals, actions.
+        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, flows, proposals, actions.
 
         Args:
             limit: most items of each kind, newest or strongest first; the counts are of all.
@@ -365,6 +374,18 @@ class Session:
             SessionClosed: it is completed or failed.
         """
         self.record = await self._sessions.update(self.id, goal=goal, context=context, key=key)
+        return self.record
+
+    async def configure(
+        self, *, ageing: timedelta | None = None, retention: timedelta | None = None
+    ) -> SessionRecord:
+        """Ageing and retention are as given; what is None stays, and zero ends it. See ``sessions.configure``.
+
+        Raises:
+            InvalidInput: a value is refused.
+            SessionClosed: it is completed or failed.
+        """
+        self.record = await self._sessions.configure(self.id, ageing=ageing, retention=retention)
         return self.record
 
     async def pause(self) -> SessionRecord:
@@ -400,7 +421,7 @@ class Agent:
         record: as it was when it joined.
         scope: what its repositories are bound to.
         session: where it works.
-        findings, hypotheses, tasks, proposals, actions, locks, events: what it can read and write.
+        findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, events: what it can read and write.
     """
 
     def __init__(self, scope: Scope, record: AgentRecord, session: Session) -> None:
@@ -411,9 +432,12 @@ class Agent:
         self.findings = Findings(scope)
         self.hypotheses = Hypotheses(scope)
         self.tasks = Tasks(scope)
+        self.flows = Flows(scope)
         self.proposals = Proposals(scope)
         self.actions = Actions(scope)
+        self.limits = Limits(scope)
         self.locks = Locks(scope)
+        self.budgets = Budgets(scope)
         self.events = Events(scope)
 
     def __repr__(self) -> str:

@@ -82,4 +82,5 @@ def load_settings(**given: Any) -> Settings:
             f"{' and '.join(map(str, settings_files()))}."
         ) from None
     except (OSError, TOMLDecodeError) as error:
-        raise ConfigurationError(f"A settings file cannot be read: {error}") from error
+        names = " or ".join(str(path) for path in settings_files() if path.exists())
+        raise ConfigurationError(f"A settings file ({names}) cannot be read: {error}") from error

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from blackboard.errors import InvalidInput
+
 from .commands import command, single
 from .desk import Desk
 
@@ -23,17 +25,20 @@ app = single()
     example="""
     blackboard demo --yes
     blackboard demo --chaos
-    blackboard demo --logs app.log --logs postgresql.log --deployments deployments.log --report-dir report
+    blackboard demo --logs app.log postgresql.log --deployments deployments.log --report-dir report
     """,
 )
 def demo(
     desk: Desk,
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE…]", help="More logs, after --logs FILE.", show_default=False)
+    ] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Approve what the swarm decides without asking.")] = False,
     chaos: Annotated[bool, typer.Option("--chaos", help="Kill an agent in the middle of its work.")] = False,
     logs: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Search this log instead of the recorded incident; repeat it for more."),
+        typer.Option(metavar="FILE…", help="Search these logs instead of the recorded incident."),
     ] = None,
     deployments: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own log of what was deployed when.")
@@ -44,6 +49,8 @@ def demo(
     ] = None,
 ) -> int:
     """Watch a swarm of agents investigate a recorded incident to an approved decision, or search your own logs."""
+    if more and not logs:
+        raise InvalidInput("Say what these files are: blackboard demo --logs FILE…", field="logs")
     # Type checkers do not find packages whose folder has another name.
     run_demo: Callable[..., int] = importlib.import_module("blackboard_examples.incident.demo").run_demo
     return run_demo(
@@ -51,7 +58,7 @@ def demo(
         data_dir=desk.options.data_dir,
         yes=yes,
         chaos=chaos,
-        logs=list(logs or ()),
+        logs=[*(logs or ()), *(more or ())],
         deployments=deployments,
         report_dir=report_dir,
         console=desk.out.console,

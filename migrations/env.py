@@ -35,15 +35,18 @@ def _run(connection: Connection) -> None:
         include_schemas=True,
         transaction_per_migration=True,
     )
-    # A migration that waits for a lock blocks every query behind it; better to give up and be run again.
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-    connection.commit()
-    # Two deployments at once: the second waits here, then finds nothing to do.
-    with context.begin_transaction():
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('blackboard migrations'))"))
-        context.run_migrations()
+    # Two deployments at once: the second waits here, then finds nothing to do. The lock is held by a transaction of its
+    # own, because each step commits, and a lock of the session would stay behind in a pooler.
+    with connection.engine.connect() as guard:
+        guard.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        guard.execute(text("SELECT pg_advisory_xact_lock(hashtext('blackboard migrations'))"))
+        # A migration that waits for a lock blocks every query behind it; better to give up and be run again.
+        connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+        connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        connection.commit()
+        with context.begin_transaction():
+            context.run_migrations()
 
 
 def online() -> None:

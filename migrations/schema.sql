@@ -242,6 +242,123 @@ CREATE FUNCTION blackboard.current_actor() RETURNS text
     LANGUAGE sql STABLE
     AS $$ SELECT coalesce(nullif(pg_catalog.current_setting('blackboard.actor', true), ''), session_user::text) $$;
 
+CREATE FUNCTION blackboard.schedule_options_fit(p_options jsonb) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_typeof(p_options) = 'object' AND NOT p_options ?| ARRAY['depends_on', 'run_at']
+       AND coalesce(length(p_options ->> 'assigned_to') BETWEEN 1 AND 100, true)
+       AND coalesce((p_options ->> 'timeout')::interval > interval '0', true)
+       AND coalesce((p_options ->> 'requires_approval')::boolean, true) IS NOT NULL
+       AND coalesce((p_options ->> 'max_attempts')::integer BETWEEN 1 AND 1000, true)
+       AND coalesce((p_options ->> 'retry_delay')::interval BETWEEN interval '0' AND interval '30 days', true)
+$$;
+
+CREATE TABLE blackboard.schedules (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    cron text NOT NULL,
+    timezone text DEFAULT 'UTC'::text NOT NULL,
+    type text NOT NULL,
+    capability text DEFAULT ''::text NOT NULL,
+    priority smallint DEFAULT 5 NOT NULL,
+    parameters jsonb DEFAULT '{}'::jsonb NOT NULL,
+    options jsonb DEFAULT '{}'::jsonb NOT NULL,
+    missed text DEFAULT 'once'::text NOT NULL,
+    paused boolean DEFAULT false NOT NULL,
+    error text,
+    next_at timestamp with time zone,
+    last_at timestamp with time zone,
+    last_task_id uuid,
+    fired bigint DEFAULT 0 NOT NULL,
+    skipped bigint DEFAULT 0 NOT NULL,
+    created_by text DEFAULT blackboard.current_actor() NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    removed_at timestamp with time zone,
+    CONSTRAINT schedules_capability_length CHECK ((length(capability) <= 100)),
+    CONSTRAINT schedules_cron_length CHECK (((length(cron) >= 1) AND (length(cron) <= 200))),
+    CONSTRAINT schedules_error_length CHECK ((length(error) <= 10000)),
+    CONSTRAINT schedules_error_when_paused CHECK (((error IS NULL) OR paused)),
+    CONSTRAINT schedules_fired_range CHECK ((fired >= 0)),
+    CONSTRAINT schedules_last_task_iff_fired CHECK ((((fired > 0) = (last_at IS NOT NULL)) AND ((fired > 0) = (last_task_id IS NOT NULL)))),
+    CONSTRAINT schedules_missed_known CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text]))),
+    CONSTRAINT schedules_name_length CHECK (((length(name) >= 1) AND (length(name) <= 200))),
+    CONSTRAINT schedules_options_fit CHECK (blackboard.schedule_options_fit(options)),
+    CONSTRAINT schedules_parameters_size CHECK ((pg_column_size(parameters) <= 1048576)),
+    CONSTRAINT schedules_priority_range CHECK (((priority >= 0) AND (priority <= 10))),
+    CONSTRAINT schedules_skipped_range CHECK ((skipped >= 0)),
+    CONSTRAINT schedules_timezone_length CHECK (((length(timezone) >= 1) AND (length(timezone) <= 100))),
+    CONSTRAINT schedules_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50)))
+);
+
+CREATE FUNCTION blackboard.add_schedule(p_session_id uuid, p_id uuid, p_name text, p_cron text, p_timezone text, p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_options jsonb, p_missed text, p_next_at timestamp with time zone, p_actor text) RETURNS SETOF blackboard.schedules
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    INSERT INTO blackboard.schedules (session_id, id, name, cron, timezone, type, capability, priority, parameters,
+                                      options, missed, next_at, created_by)
+    VALUES (p_session_id, p_id, p_name, p_cron, p_timezone, p_type, p_capability, p_priority, p_parameters, p_options,
+            p_missed, p_next_at, blackboard.current_actor())
+    ON CONFLICT (session_id, id) DO NOTHING;
+    IF NOT FOUND THEN
+        PERFORM FROM blackboard.schedules s
+        WHERE s.session_id = p_session_id AND s.id = p_id
+          AND (s.name, s.cron, s.timezone, s.type, s.capability, s.priority, s.parameters, s.options, s.missed)
+              IS DISTINCT FROM
+              (p_name, p_cron, p_timezone, p_type, p_capability, p_priority, p_parameters, p_options, p_missed);
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB004', 'A schedule with this id has other content; use a new id.',
+                                     jsonb_build_object('noun', 'schedule', 'id', p_id, 'field', 'id'));
+        END IF;
+    END IF;
+    RETURN QUERY SELECT * FROM blackboard.schedules s WHERE s.session_id = p_session_id AND s.id = p_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.add_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_base integer;
+    v_count integer;
+    v_name text;
+BEGIN
+    SELECT coalesce(max(s.ordinal), 0), count(*) INTO v_base, v_count FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id;
+    IF v_count + jsonb_array_length(p_stages) > 10000 THEN
+        PERFORM blackboard.raise('BB002', 'A flow has at most 10000 stages; make several flows.', '{"field": "stages"}');
+    END IF;
+    SELECT n.name INTO v_name FROM (
+        SELECT s.stage ->> 'name' AS name FROM jsonb_array_elements(p_stages) s (stage)
+        UNION ALL
+        SELECT s.name FROM blackboard.flow_stages s WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id) n
+    GROUP BY n.name HAVING count(*) > 1 LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Two stages are called %L; names are unique in a flow.', v_name),
+                                 jsonb_build_object('field', 'name', 'stage', v_name));
+    END IF;
+    INSERT INTO blackboard.flow_stages (
+        session_id, flow_id, name, ordinal, task_id, template, join_need, bindings, output, compensation, min_quality,
+        max_iterations, loop_to)
+    SELECT p_session_id, p_flow_id, d.stage ->> 'name', v_base + d.n::integer,
+           coalesce((d.stage ->> 'id')::uuid, gen_random_uuid()),
+           jsonb_build_object('type', d.stage -> 'type', 'capability', coalesce(d.stage -> 'capability', '""'),
+                              'priority', coalesce(d.stage -> 'priority', '5'),
+                              'parameters', coalesce(d.stage -> 'parameters', '{}'), 'options', d.stage -> 'options'),
+           CASE d.stage ->> 'join' WHEN 'any' THEN 1 WHEN 'all' THEN NULL ELSE (d.stage ->> 'join')::integer END,
+           coalesce(nullif(d.stage -> 'inputs', 'null'), '{}'), d.stage ->> 'output',
+           nullif(d.stage -> 'compensate', 'null'), (d.stage ->> 'min_quality')::double precision,
+           coalesce((d.stage ->> 'max_iterations')::integer, 1), d.stage ->> 'loop_to'
+    FROM jsonb_array_elements(p_stages) WITH ORDINALITY d (stage, n);
+    PERFORM blackboard.wire_stages(p_session_id, p_flow_id, p_stages);
+    PERFORM blackboard.make_stage_tasks(
+        p_session_id, p_flow_id, array(SELECT s.stage ->> 'name' FROM jsonb_array_elements(p_stages) s (stage)), NULL);
+END
+$$;
+
 CREATE SEQUENCE blackboard.task_positions
     START WITH 1
     INCREMENT BY 1
@@ -274,6 +391,14 @@ CREATE TABLE blackboard.tasks (
     cancel_requested boolean DEFAULT false NOT NULL,
     blockers integer DEFAULT 0 NOT NULL,
     has_dependants boolean DEFAULT false NOT NULL,
+    unique_key text,
+    limit_key text,
+    expires_at timestamp with time zone,
+    fallback interval,
+    fallback_at timestamp with time zone,
+    aged_at timestamp with time zone,
+    limited boolean DEFAULT false NOT NULL,
+    held jsonb,
     progress jsonb,
     result jsonb,
     error jsonb,
@@ -290,7 +415,11 @@ CREATE TABLE blackboard.tasks (
     CONSTRAINT tasks_completed_at_iff_final CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text])) = (completed_at IS NOT NULL))),
     CONSTRAINT tasks_deadline_only_running CHECK (((deadline_at IS NULL) OR (status = 'running'::text))),
     CONSTRAINT tasks_error_size CHECK ((pg_column_size(error) <= 1048576)),
+    CONSTRAINT tasks_fallback_range CHECK (((fallback >= '00:00:00'::interval) AND (fallback <= '3650 days'::interval))),
+    CONSTRAINT tasks_held_says_why CHECK (((status <> 'held'::text) OR (COALESCE((held ->> 'code'::text), ''::text) <> ''::text))),
+    CONSTRAINT tasks_held_size CHECK ((pg_column_size(held) <= 8192)),
     CONSTRAINT tasks_lease_iff_running CHECK (((status = 'running'::text) = (lease_id IS NOT NULL))),
+    CONSTRAINT tasks_limit_key_length CHECK (((length(limit_key) >= 1) AND (length(limit_key) <= 200))),
     CONSTRAINT tasks_max_attempts_range CHECK (((max_attempts >= 1) AND (max_attempts <= 1000))),
     CONSTRAINT tasks_parameters_size CHECK ((pg_column_size(parameters) <= 1048576)),
     CONSTRAINT tasks_position_iff_ready CHECK (((status = ANY (ARRAY['pending'::text, 'assigned'::text])) = ("position" IS NOT NULL))),
@@ -303,14 +432,25 @@ CREATE TABLE blackboard.tasks (
     CONSTRAINT tasks_run_at_when_scheduled CHECK (((status <> 'scheduled'::text) OR (run_at IS NOT NULL))),
     CONSTRAINT tasks_status_known CHECK ((status = ANY (ARRAY['scheduled'::text, 'blocked'::text, 'awaiting_approval'::text, 'held'::text, 'pending'::text, 'assigned'::text, 'running'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text]))),
     CONSTRAINT tasks_timeout_range CHECK (((timeout > '00:00:00'::interval) AND (timeout <= '3650 days'::interval))),
-    CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50)))
+    CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50))),
+    CONSTRAINT tasks_unique_key_length CHECK (((length(unique_key) >= 1) AND (length(unique_key) <= 200)))
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
 
 CREATE FUNCTION blackboard.add_task(p_session_id uuid, p_id uuid, p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_options jsonb, p_actor text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    v_id uuid := p_id;
 BEGIN
+    IF p_options ? 'unique' THEN
+        PERFORM blackboard.act_as(p_actor);
+        v_id := (blackboard.unique_tasks(p_session_id, ARRAY[p_id], ARRAY[p_options]))[1];
+        IF v_id <> p_id THEN
+            RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_id;
+            RETURN;
+        END IF;
+    END IF;
     PERFORM blackboard.add_tasks(p_session_id, ARRAY[p_id], ARRAY[p_type], ARRAY[p_capability], ARRAY[p_priority],
                                  ARRAY[p_parameters], ARRAY[p_options], p_actor);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
@@ -319,7 +459,7 @@ $$;
 
 CREATE FUNCTION blackboard.add_tasks(p_session_id uuid, p_ids uuid[], p_types text[], p_capabilities text[], p_priorities smallint[], p_parameters jsonb[], p_options jsonb[], p_actor text) RETURNS integer
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     AS $$
 DECLARE
     v_added integer;
@@ -328,12 +468,18 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     INSERT INTO blackboard.tasks (
         session_id, id, type, capability, priority, parameters, assigned_to, run_at, timeout, requires_approval,
-        max_attempts, retry_delay, status, position, created_by)
+        max_attempts, retry_delay, unique_key, limit_key, expires_at, fallback, fallback_at, status, position,
+        created_by)
     SELECT p_session_id, u.id, u.type, u.capability, u.priority, u.parameters, u.options ->> 'assigned_to',
            (u.options ->> 'run_at')::timestamptz, (u.options ->> 'timeout')::interval,
            coalesce((u.options ->> 'requires_approval')::boolean, false),
            coalesce((u.options ->> 'max_attempts')::integer, 5),
            coalesce((u.options ->> 'retry_delay')::interval, interval '1 second'),
+           u.options #>> '{unique,key}', u.options ->> 'limit_key', (u.options ->> 'expires_at')::timestamptz,
+           (u.options ->> 'fallback')::interval,
+           CASE WHEN u.options ? 'fallback' AND NOT u.options ? 'depends_on' AND u.status IN ('assigned', 'scheduled')
+                THEN greatest(blackboard.now(), (u.options ->> 'run_at')::timestamptz)
+                     + (u.options ->> 'fallback')::interval END,
            u.status,
            CASE WHEN u.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
            blackboard.current_actor()
@@ -377,6 +523,53 @@ BEGIN
         ON CONFLICT DO NOTHING;
     END IF;
     RETURN v_added;
+END
+$$;
+
+CREATE FUNCTION blackboard.add_unique_tasks(p_session_id uuid, p_ids uuid[], p_types text[], p_capabilities text[], p_priorities smallint[], p_parameters jsonb[], p_options jsonb[], p_actor text) RETURNS uuid[]
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_ids uuid[];
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    v_ids := blackboard.unique_tasks(p_session_id, p_ids, p_options);
+    PERFORM blackboard.add_tasks(p_session_id, n.ids, n.types, n.capabilities, n.priorities, n.parameters, n.options,
+                                 p_actor)
+    FROM (SELECT array_agg(x.id ORDER BY x.n) AS ids, array_agg(x.type ORDER BY x.n) AS types,
+                 array_agg(x.capability ORDER BY x.n) AS capabilities, array_agg(x.priority ORDER BY x.n) AS priorities,
+                 array_agg(x.parameters ORDER BY x.n) AS parameters, array_agg(x.options ORDER BY x.n) AS options
+          FROM unnest(p_ids, p_types, p_capabilities, p_priorities, p_parameters, p_options, v_ids)
+                   WITH ORDINALITY AS x (id, type, capability, priority, parameters, options, found, n)
+          WHERE x.id = x.found) n
+    WHERE n.ids IS NOT NULL;
+    RETURN v_ids;
+END
+$$;
+
+CREATE FUNCTION blackboard.admit_task(p_session_id uuid, p_id uuid, p_agent_id text, p_now timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_capability text;
+    v_gate record;
+BEGIN
+    PERFORM blackboard.tend_gates(p_session_id, p_now);
+    SELECT t.capability INTO v_capability FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = p_id
+      AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+    FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM 1 FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.kind = 'capability'
+      AND p.name = v_capability AND p.resumed_at IS NULL;
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT * INTO v_gate FROM blackboard.gate_tasks(p_session_id, ARRAY[p_id], 1, p_now);
+    RETURN v_gate.admitted <> '{}';
 END
 $$;
 
@@ -435,6 +628,62 @@ BEGIN
         END IF;
     END IF;
     RETURN v_lock;
+END
+$$;
+
+CREATE FUNCTION blackboard.age_tasks(p_session_id uuid, p_step interval, p_now timestamp with time zone, p_limit integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$
+DECLARE
+    v_capability text;
+    v_ids uuid[];
+    v_aged integer := 0;
+    v_got integer;
+BEGIN
+    SELECT t.capability INTO v_capability FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'pending' ORDER BY t.capability LIMIT 1;
+    WHILE FOUND AND v_aged < p_limit LOOP
+        FOR v_priority IN REVERSE 9 .. 0 LOOP
+            SELECT array_agg(f.id) INTO v_ids FROM (
+                SELECT t.id, greatest(t.created_at, t.run_at, t.aged_at) AS since FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending'
+                ORDER BY t.position LIMIT p_limit - v_aged) f
+            WHERE f.since <= p_now - p_step;
+            CONTINUE WHEN v_ids IS NULL;
+            WITH old AS MATERIALIZED (
+                SELECT t.id, greatest(t.created_at, t.run_at, t.aged_at) AS since FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.status = 'pending'
+                ORDER BY t.position FOR UPDATE SKIP LOCKED
+            ), steps AS (
+                SELECT o.id, o.since, floor(extract(epoch FROM p_now - o.since) / extract(epoch FROM p_step)) AS steps,
+                       nextval('blackboard.task_positions') AS position
+                FROM old o)
+            UPDATE blackboard.tasks t
+            SET priority = least(10, t.priority + s.steps)::smallint, aged_at = s.since + s.steps * p_step,
+                position = s.position
+            FROM steps s WHERE t.session_id = p_session_id AND t.id = s.id;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            v_aged := v_aged + v_got;
+            EXIT WHEN v_aged >= p_limit;
+        END LOOP;
+        SELECT t.capability INTO v_capability FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'pending' AND t.capability > v_capability
+        ORDER BY t.capability LIMIT 1;
+    END LOOP;
+    UPDATE blackboard.tasks t
+    SET priority = least(10, t.priority + s.steps)::smallint, aged_at = s.since + s.steps * p_step
+    FROM (SELECT h.id, h.since, floor(extract(epoch FROM p_now - h.since) / extract(epoch FROM p_step)) AS steps
+          FROM (SELECT w.id, coalesce(w.aged_at, w.created_at) AS since FROM blackboard.tasks w
+                WHERE w.session_id = p_session_id AND w.status = 'held' AND w.priority < 10
+                  AND w.held ->> 'code' = 'limit' AND coalesce(w.aged_at, w.created_at) <= p_now - p_step
+                ORDER BY coalesce(w.aged_at, w.created_at) LIMIT p_limit FOR UPDATE SKIP LOCKED) h) s
+    WHERE t.session_id = p_session_id AND t.id = s.id;
+    GET DIAGNOSTICS v_got = ROW_COUNT;
+    RETURN v_aged + v_got;
 END
 $$;
 
@@ -598,7 +847,7 @@ BEGIN
             PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
                                      jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
         ELSE
-            IF NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
+            IF NEW.assigned_to IS DISTINCT FROM OLD.assigned_to AND NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
                 IF v_task.status NOT IN ('pending', 'assigned') THEN
                     PERFORM blackboard.raise('BB003', format('A task that is %s is not assigned anew.', v_task.status),
                                              jsonb_build_object('noun', 'task', 'id', v_task.id, 'field', 'assigned_to',
@@ -759,6 +1008,22 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.ask_to_stop(p_session_id uuid, p_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'running' AND NOT t.cancel_requested
+      AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
+                   WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
+    ORDER BY t.id FOR UPDATE;
+    UPDATE blackboard.tasks t SET cancel_requested = true
+    WHERE t.session_id = p_session_id AND t.status = 'running' AND NOT t.cancel_requested
+      AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
+                   WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready');
+END
+$$;
+
 CREATE FUNCTION blackboard.assess_hypothesis(p_session_id uuid, p_id uuid, p_agent_id text, p_confidence double precision, p_reason text, p_key text) RETURNS blackboard.hypotheses
     LANGUAGE plpgsql
     AS $$
@@ -802,6 +1067,121 @@ CREATE FUNCTION blackboard.ballots_pass(p_rule text, p_threshold double precisio
                WHEN 'unanimous' THEN p_yes > 0 AND p_no = 0
                ELSE false
            END
+$$;
+
+CREATE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+        'code', 'budget', 'budget', b.id, 'scope', b.scope, 'agent_id', b.agent_id, 'unit', b.unit,
+        'currency', b.currency, 'ceiling', trim_scale(b.ceiling), 'spent', trim_scale(b.spent),
+        'reserved', trim_scale(b.reserved), 'resets_at', b.window_start + b.period,
+        'message', format('The budget of %s for %s is used up: %s of %s%s are spent.', b.unit,
+                          CASE b.scope WHEN 'session' THEN 'the session' WHEN 'agent' THEN b.agent_id
+                                       ELSE 'this task' END,
+                          trim_scale(b.spent), trim_scale(b.ceiling), coalesce(' ' || b.currency, '')))
+    FROM blackboard.tasks t
+    CROSS JOIN LATERAL blackboard.spent_budgets(t.session_id, t.assigned_to, t.id) b
+    WHERE t.session_id = p_session_id AND t.id = p_task_id
+    LIMIT 1
+$$;
+
+CREATE TABLE blackboard.budgets (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    scope text NOT NULL,
+    agent_id text,
+    task_id uuid,
+    unit text NOT NULL,
+    currency text,
+    ceiling numeric NOT NULL,
+    soft numeric,
+    period interval,
+    window_start timestamp with time zone,
+    reserved numeric DEFAULT 0 NOT NULL,
+    spent numeric DEFAULT 0 NOT NULL,
+    opening numeric DEFAULT 0 NOT NULL,
+    created_by text DEFAULT blackboard.current_actor() NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    CONSTRAINT budgets_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT budgets_ceiling_range CHECK (((ceiling >= (0)::numeric) AND (ceiling <= '1000000000000000'::numeric))),
+    CONSTRAINT budgets_counters_range CHECK (((reserved >= (0)::numeric) AND (spent >= (0)::numeric) AND (opening >= (0)::numeric))),
+    CONSTRAINT budgets_currency_form CHECK ((currency ~ '^[A-Z]{3,8}$'::text)),
+    CONSTRAINT budgets_currency_iff_cost CHECK (((unit = 'cost'::text) = (currency IS NOT NULL))),
+    CONSTRAINT budgets_period_range CHECK ((((period >= '00:00:01'::interval) AND (period <= '366 days'::interval)) AND (EXTRACT(year FROM period) = (0)::numeric) AND (EXTRACT(month FROM period) = (0)::numeric))),
+    CONSTRAINT budgets_scope_known CHECK ((scope = ANY (ARRAY['session'::text, 'agent'::text, 'task'::text]))),
+    CONSTRAINT budgets_soft_range CHECK (((soft >= (0)::numeric) AND (soft <= ceiling))),
+    CONSTRAINT budgets_subject_fits_scope CHECK ((((scope = 'agent'::text) = (agent_id IS NOT NULL)) AND ((scope = 'task'::text) = (task_id IS NOT NULL)))),
+    CONSTRAINT budgets_unit_known CHECK ((unit = ANY (ARRAY['tokens'::text, 'cost'::text, 'calls'::text, 'seconds'::text]))),
+    CONSTRAINT budgets_window_iff_period CHECK (((period IS NULL) = (window_start IS NULL)))
+)
+WITH (fillfactor='25', autovacuum_vacuum_scale_factor='0.02');
+
+CREATE FUNCTION blackboard.budget_spent(p_budget blackboard.budgets) RETURNS numeric
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN p_budget.period IS NOT NULL
+                     AND blackboard.budget_window(p_budget.period, blackboard.now()) > p_budget.window_start
+                THEN 0 ELSE p_budget.spent END
+$$;
+
+CREATE FUNCTION blackboard.budget_window(p_period interval, p_at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT pg_catalog.date_bin(p_period, p_at, timestamptz '2000-01-03 00:00:00+00') $$;
+
+CREATE FUNCTION blackboard.budgets_lock(p_session_id uuid) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT pg_catalog.hashtextextended('blackboard budgets ' || p_session_id::text, 0) $$;
+
+CREATE TABLE blackboard.flows (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    status text DEFAULT 'running'::text NOT NULL,
+    version integer DEFAULT 1 NOT NULL,
+    inputs jsonb DEFAULT '{}'::jsonb NOT NULL,
+    compensating boolean DEFAULT false NOT NULL,
+    error jsonb,
+    digest text NOT NULL,
+    created_by text DEFAULT blackboard.current_actor() NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    finished_at timestamp with time zone,
+    CONSTRAINT flows_finished_at_iff_final CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text])) = (finished_at IS NOT NULL))),
+    CONSTRAINT flows_inputs_object CHECK ((jsonb_typeof(inputs) = 'object'::text)),
+    CONSTRAINT flows_inputs_size CHECK ((pg_column_size(inputs) <= 1048576)),
+    CONSTRAINT flows_name_length CHECK (((length(name) >= 1) AND (length(name) <= 200))),
+    CONSTRAINT flows_status_known CHECK ((status = ANY (ARRAY['running'::text, 'paused'::text, 'completed'::text, 'failed'::text, 'cancelled'::text]))),
+    CONSTRAINT flows_version_range CHECK ((version >= 1))
+);
+
+CREATE FUNCTION blackboard.cancel_flow(p_session_id uuid, p_id uuid, p_reason text, p_actor text) RETURNS SETOF blackboard.flows
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+    v_error jsonb := jsonb_build_object('code', 'flow_cancelled', 'message', coalesce(nullif(p_reason, ''),
+                                                                                    'The flow was cancelled.'));
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.ask_to_stop(p_session_id, p_id);
+    v_flow := blackboard.lock_flow(p_session_id, p_id);
+    IF v_flow.status <> 'cancelled' THEN
+        PERFORM blackboard.refuse_finished_flow(v_flow);
+        UPDATE blackboard.flows f
+        SET status = 'cancelled', version = f.version + 1, error = v_error, finished_at = blackboard.now()
+        WHERE f.session_id = p_session_id AND f.id = p_id;
+        UPDATE blackboard.flow_stages s SET state = 'cancelled', error = v_error
+        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'waiting';
+        PERFORM blackboard.stop_tasks(
+            p_session_id,
+            (SELECT array_agg(s.task_id) FROM blackboard.flow_stages s
+             WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state IN ('ready', 'cancelled')),
+            'flow_cancelled', v_error ->> 'message');
+    END IF;
+    RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
+END
 $$;
 
 CREATE FUNCTION blackboard.cancel_lock_wait(p_session_id uuid, p_agent_id text, p_request_id uuid) RETURNS boolean
@@ -873,6 +1253,20 @@ CREATE FUNCTION blackboard.changed(p_old jsonb, p_new jsonb) RETURNS jsonb
     FROM jsonb_each(p_new) n WHERE n.value IS DISTINCT FROM p_old -> n.key
 $$;
 
+CREATE FUNCTION blackboard.charge_budget(p_session_id uuid, p_id uuid, p_at timestamp with time zone, p_reserved numeric, p_settled numeric[], p_times timestamp with time zone[]) RETURNS void
+    LANGUAGE sql
+    AS $$
+    UPDATE blackboard.budgets b
+    SET reserved = b.reserved + p_reserved,
+        window_start = greatest(b.window_start, blackboard.budget_window(b.period, p_at)),
+        opening = CASE WHEN blackboard.budget_window(b.period, p_at) > b.window_start THEN 0 ELSE b.opening END,
+        spent = CASE WHEN blackboard.budget_window(b.period, p_at) > b.window_start THEN 0 ELSE b.spent END
+                + (SELECT coalesce(sum(x.settled), 0) FROM unnest(p_settled, p_times) x (settled, at)
+                   WHERE b.period IS NULL
+                      OR x.at >= greatest(b.window_start, blackboard.budget_window(b.period, p_at)))
+    WHERE b.session_id = p_session_id AND b.id = p_id
+$$;
+
 CREATE FUNCTION blackboard.check_dependencies() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -926,6 +1320,87 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.check_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_row record;
+BEGIN
+    PERFORM blackboard.flow_order(
+        array(SELECT s.name FROM blackboard.flow_stages s
+              WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id ORDER BY s.ordinal),
+        e.stages, e.depends_on)
+    FROM (SELECT array_agg(e.stage) AS stages, array_agg(e.depends_on) AS depends_on FROM blackboard.flow_edges e
+          WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id) e;
+    SELECT s.name, s.join_need, count(e.depends_on) AS edges INTO v_row
+    FROM blackboard.flow_stages s
+    LEFT JOIN blackboard.flow_edges e ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+    GROUP BY s.name, s.join_need, s.ordinal HAVING s.join_need > count(e.depends_on) ORDER BY s.ordinal LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Stage %L joins on %s successes and has %s dependencies.',
+                                                 v_row.name, v_row.join_need, v_row.edges),
+                                 jsonb_build_object('field', 'join', 'stage', v_row.name));
+    END IF;
+    SELECT s.name, s.loop_to INTO v_row FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.loop_to <> s.name
+      AND NOT blackboard.flow_precedes(p_session_id, p_flow_id, s.loop_to, s.name)
+    ORDER BY s.ordinal LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Stage %L cannot loop back to %L, which does not come before it.',
+                                                 v_row.name, v_row.loop_to),
+                                 jsonb_build_object('field', 'loop_to', 'stage', v_row.name));
+    END IF;
+    SELECT s.name INTO v_row FROM blackboard.flow_stages s
+    JOIN blackboard.flow_stages o ON o.session_id = s.session_id AND o.flow_id = s.flow_id AND o.name = s.output
+                                 AND o.name <> s.name
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id ORDER BY s.ordinal LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('The output of stage %L has the name of another stage.', v_row.name),
+                                 jsonb_build_object('field', 'output', 'stage', v_row.name));
+    END IF;
+    SELECT s.name, b.key, b.value ->> 0 AS said, x.source, p.name AS producer INTO v_row
+    FROM blackboard.flow_stages s
+    CROSS JOIN LATERAL jsonb_each(s.bindings) b
+    CROSS JOIN LATERAL blackboard.flow_binding(b.value #>> '{}') x
+    LEFT JOIN blackboard.flow_stages p ON p.session_id = s.session_id AND p.flow_id = s.flow_id
+                                      AND x.source IN (p.name, p.output)
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND x.source IS DISTINCT FROM 'inputs'
+      AND (p.name IS NULL OR NOT blackboard.flow_precedes(p_session_id, p_flow_id, p.name, s.name))
+    ORDER BY s.ordinal, b.key LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise(
+            'BB002',
+            CASE WHEN v_row.producer IS NULL
+                 THEN format('Input %L of stage %L is bound to %L, which is no stage or output of this flow.',
+                             v_row.key, v_row.name, v_row.source)
+                 ELSE format('Input %L of stage %L is bound to stage %L, which does not come before it; let it depend on it.',
+                             v_row.key, v_row.name, v_row.producer) END,
+            jsonb_build_object('field', 'inputs', 'stage', v_row.name, 'input', v_row.key));
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.check_limits(p_session_id uuid) RETURNS TABLE(limit_id uuid, key text, counted integer, slots integer, running integer)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT k.limit_id, k.key, coalesce(sum(k.counted), 0)::integer, coalesce(sum(k.slots), 0)::integer,
+           coalesce(sum(k.running), 0)::integer
+    FROM (SELECT u.limit_id, u.key, u.running AS counted, NULL::bigint AS slots, NULL::bigint AS running
+          FROM blackboard.limit_usage u JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
+          WHERE u.session_id = p_session_id AND l.removed_at IS NULL
+          UNION ALL
+          SELECT s.limit_id, s.key, NULL, count(*), NULL
+          FROM blackboard.task_slots s JOIN blackboard.limits l ON l.session_id = s.session_id AND l.id = s.limit_id
+          WHERE s.session_id = p_session_id AND l.removed_at IS NULL GROUP BY 1, 2
+          UNION ALL
+          SELECT m.limit_id, m.key, NULL, NULL, count(*) FROM blackboard.task_limits m
+          WHERE m.session_id = p_session_id AND m.kind = 'concurrency' AND m.status = 'running' GROUP BY 1, 2) k
+    GROUP BY 1, 2
+    HAVING coalesce(sum(k.counted), 0) <> coalesce(sum(k.slots), 0)
+        OR coalesce(sum(k.slots), 0) <> coalesce(sum(k.running), 0)
+$$;
+
 CREATE FUNCTION blackboard.check_reopened_task() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -968,11 +1443,91 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.claim_gated(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_now timestamp with time zone) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_looked integer := 0;
+    v_batch integer := least(p_limit, 500);
+    v_capabilities text[];
+    v_paused text[];
+    v_busy uuid[] := '{}';
+    v_ids uuid[];
+    v_more uuid[];
+    v_below smallint;
+    v_priority smallint;
+    v_capability text;
+    v_gate record;
+    v_pulled boolean := false;
+BEGIN
+    PERFORM blackboard.tend_gates(p_session_id, p_now);
+    SELECT coalesce(array_agg(p.name), '{}') INTO v_paused FROM blackboard.pauses p
+    WHERE p.session_id = p_session_id AND p.kind = 'capability' AND p.resumed_at IS NULL;
+    SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities FROM unnest(p_capabilities || ''::text) c (name)
+    WHERE c.name <> ALL (v_paused);
+    WHILE v_left > 0 AND v_looked < 2000 LOOP
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND t.capability <> ALL (v_paused) AND t.id <> ALL (v_busy)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now)
+            ORDER BY t.priority DESC, t.position LIMIT v_batch FOR UPDATE SKIP LOCKED) x;
+        v_below := 11;
+        WHILE coalesce(cardinality(v_ids), 0) < v_batch LOOP
+            SELECT max(h.priority) INTO v_priority
+            FROM unnest(v_capabilities) c (capability),
+                 LATERAL (SELECT t.priority FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                            AND t.priority < v_below
+                          ORDER BY t.priority DESC LIMIT 1) h;
+            EXIT WHEN v_priority IS NULL;
+            FOREACH v_capability IN ARRAY v_capabilities LOOP
+                SELECT array_agg(x.id) INTO v_more FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                      AND t.status = 'pending' AND t.id <> ALL (v_busy)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                    ORDER BY t.position LIMIT v_batch - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
+                v_ids := v_ids || v_more;
+                EXIT WHEN cardinality(v_ids) >= v_batch;
+            END LOOP;
+            v_below := v_priority;
+        END LOOP;
+        IF v_ids IS NULL THEN
+            -- Nothing is ready: is there something held whose slot was freed for a task that nobody came for?
+            EXIT WHEN v_pulled OR NOT blackboard.pull_held(p_session_id, v_capabilities, v_left);
+            v_pulled := true;
+            CONTINUE;
+        END IF;
+        SELECT * INTO v_gate FROM blackboard.gate_tasks(p_session_id, v_ids, v_left, p_now);
+        RETURN QUERY
+        WITH claimed AS (
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now, deadline_at = p_now + t.timeout,
+                progress = NULL, limited = true
+            FROM unnest(v_gate.admitted) a (id) WHERE t.session_id = p_session_id AND t.id = a.id
+            RETURNING t.*)
+        SELECT c.* FROM claimed c ORDER BY array_position(v_gate.admitted, c.id);
+        v_left := v_left - cardinality(v_gate.admitted);
+        v_busy := v_busy || v_gate.busy;
+        v_looked := v_looked + cardinality(v_ids);
+        IF v_gate.admitted = '{}' THEN
+            v_batch := least(v_batch * 4, 500);
+        ELSE
+            v_batch := least(v_left, 500);
+        END IF;
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION blackboard.claim_task(p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid, p_claim_id uuid) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
     AS $$
 DECLARE
     v_now timestamptz := blackboard.now();
+    v_gated boolean;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -982,21 +1537,26 @@ BEGIN
     END IF;
     PERFORM blackboard.live_lease(p_lease_id);
     PERFORM blackboard.tend_leases();
-    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
         RETURN;
     END IF;
     PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    IF v_gated AND NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+        RETURN;
+    END IF;
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.id = p_id
           AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
         FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout,
+        progress = NULL, limited = v_gated
     FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
     RETURNING t.*;
 END
@@ -1004,7 +1564,7 @@ $$;
 
 CREATE FUNCTION blackboard.claim_tasks(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1020,6 +1580,7 @@ DECLARE
     v_capabilities text[] := p_capabilities || ''::text;
     v_capability text;
     v_now timestamptz := blackboard.now();
+    v_gated boolean;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -1029,17 +1590,23 @@ BEGIN
     END IF;
     PERFORM blackboard.live_lease(p_lease_id);
     PERFORM blackboard.tend_leases();
-    PERFORM 1 FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
         RETURN;
     END IF;
     PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(v_left, 100));
+    IF v_gated THEN
+        RETURN QUERY SELECT * FROM blackboard.claim_gated(p_session_id, p_agent_id, p_capabilities, p_lease_id,
+                                                          p_claim_id, v_left, v_now);
+        RETURN;
+    END IF;
 
     RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
         ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1063,7 +1630,7 @@ BEGIN
             WITH picked AS MATERIALIZED (
                 SELECT t.session_id, t.id FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                  AND t.status = 'pending'
+                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
                 ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1123,15 +1690,21 @@ CREATE TABLE blackboard.sessions (
     status text DEFAULT 'active'::text NOT NULL,
     outcome jsonb,
     allow_self_validation boolean DEFAULT false NOT NULL,
+    gated boolean DEFAULT false NOT NULL,
+    ageing interval,
+    retention interval,
     created_by text DEFAULT blackboard.current_actor() NOT NULL,
     created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
     closed_at timestamp with time zone,
+    CONSTRAINT sessions_ageing_is_gated CHECK (((ageing IS NULL) OR gated)),
+    CONSTRAINT sessions_ageing_range CHECK (((ageing >= '00:00:01'::interval) AND (ageing <= '3650 days'::interval))),
     CONSTRAINT sessions_closed_at_iff_closed CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text])) = (closed_at IS NOT NULL))),
     CONSTRAINT sessions_context_size CHECK ((pg_column_size(context) <= 1048576)),
     CONSTRAINT sessions_goal_length CHECK ((length(goal) <= 10000)),
     CONSTRAINT sessions_name_length CHECK (((length(name) >= 1) AND (length(name) <= 200))),
     CONSTRAINT sessions_not_the_board CHECK ((id <> '00000000-0000-0000-0000-000000000000'::uuid)),
     CONSTRAINT sessions_outcome_size CHECK ((pg_column_size(outcome) <= 1048576)),
+    CONSTRAINT sessions_retention_range CHECK (((retention >= '00:00:00'::interval) AND (retention <= '36500 days'::interval))),
     CONSTRAINT sessions_status_known CHECK ((status = ANY (ARRAY['active'::text, 'paused'::text, 'completed'::text, 'failed'::text])))
 );
 
@@ -1166,6 +1739,50 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.compensate_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_stage record;
+    v_last uuid;
+BEGIN
+    FOR v_stage IN
+        SELECT s.name, s.iteration, s.compensation AS spec, s.task_id, gen_random_uuid() AS id, t.result
+        FROM unnest(blackboard.flow_order(
+                 array(SELECT x.name FROM blackboard.flow_stages x
+                       WHERE x.session_id = p_session_id AND x.flow_id = p_flow_id ORDER BY x.ordinal),
+                 array(SELECT e.stage FROM blackboard.flow_edges e
+                       WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id ORDER BY e.stage, e.depends_on),
+                 array(SELECT e.depends_on FROM blackboard.flow_edges e
+                       WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id ORDER BY e.stage, e.depends_on)))
+             WITH ORDINALITY o (name, n)
+        JOIN blackboard.flow_stages s ON s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = o.name
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = s.task_id
+        WHERE s.state = 'completed' AND s.compensation IS NOT NULL
+        ORDER BY o.n DESC
+    LOOP
+        PERFORM blackboard.add_tasks(
+            p_session_id, ARRAY[v_stage.id], ARRAY[v_stage.spec ->> 'type'],
+            ARRAY[coalesce(v_stage.spec ->> 'capability', '')],
+            ARRAY[coalesce((v_stage.spec ->> 'priority')::smallint, 5::smallint)],
+            ARRAY[blackboard.with_note(coalesce(v_stage.spec -> 'parameters', '{}'), 'compensates',
+                                       jsonb_build_object('flow', p_flow_id, 'stage', v_stage.name,
+                                                          'task_id', v_stage.task_id, 'result', v_stage.result))],
+            ARRAY[nullif(coalesce(nullif(v_stage.spec -> 'options', 'null'), '{}')
+                         || CASE WHEN v_last IS NULL THEN '{}'
+                                 ELSE jsonb_build_object('depends_on', jsonb_build_array(
+                                     jsonb_build_object('id', v_last, 'on_failure', 'continue'))) END, '{}')],
+            nullif(current_setting('blackboard.actor', true), ''));
+        INSERT INTO blackboard.flow_tasks (session_id, task_id, flow_id, stage, iteration, kind)
+        VALUES (p_session_id, v_stage.id, p_flow_id, v_stage.name, v_stage.iteration, 'compensation');
+        UPDATE blackboard.flow_stages s SET compensation_task_id = v_stage.id
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v_stage.name;
+        v_last := v_stage.id;
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION blackboard.complete_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_result jsonb) RETURNS blackboard.actions
     LANGUAGE sql
     AS $$ SELECT * FROM blackboard.finish_action(p_session_id, p_id, p_agent_id, p_token, 'completed', p_result, NULL) $$;
@@ -1189,9 +1806,40 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.complete_stage(p_session_id uuid, p_task_id uuid, p_claim_id uuid, p_attempt integer, p_result jsonb, p_quality double precision, p_agent_id text) RETURNS SETOF uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    SELECT t.flow_id INTO v_flow FROM blackboard.flow_tasks t
+    WHERE t.session_id = p_session_id AND t.task_id = p_task_id AND t.kind = 'stage';
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Task %s is no stage of a flow: complete it with tasks.complete.', p_task_id),
+                                 jsonb_build_object('field', 'task', 'id', p_task_id));
+    END IF;
+    IF NOT p_quality BETWEEN 0 AND 1 THEN
+        PERFORM blackboard.raise('BB002', 'quality must be between 0 and 1.', '{"field": "quality"}');
+    END IF;
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = p_task_id AND t.claim_id = p_claim_id AND t.attempt = p_attempt
+      AND t.lease_id IS NOT NULL FOR UPDATE;
+    IF FOUND THEN
+        PERFORM blackboard.lock_flow(p_session_id, v_flow);
+        UPDATE blackboard.flow_stages s SET quality = p_quality
+        WHERE s.session_id = p_session_id AND s.flow_id = v_flow AND s.task_id = p_task_id;
+    END IF;
+    RETURN QUERY SELECT * FROM blackboard.complete_tasks(p_session_id, ARRAY[p_task_id], ARRAY[p_claim_id],
+                                                         ARRAY[p_attempt], ARRAY[p_result], p_agent_id);
+END
+$$;
+
 CREATE FUNCTION blackboard.complete_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_results jsonb[], p_agent_id text) RETURNS SETOF uuid
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1224,6 +1872,26 @@ BEGIN
         WHERE EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = r.id)
         ON CONFLICT DO NOTHING)
     SELECT r.id FROM refused r;
+END
+$$;
+
+CREATE FUNCTION blackboard.configure_session(p_session_id uuid, p_ageing interval, p_retention interval, p_actor text) RETURNS blackboard.sessions
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_session blackboard.sessions;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    UPDATE blackboard.sessions
+    SET ageing = CASE WHEN p_ageing IS NULL THEN ageing WHEN p_ageing = interval '0' THEN NULL ELSE p_ageing END,
+        retention = CASE WHEN p_retention IS NULL THEN retention WHEN p_retention = interval '0' THEN NULL
+                         ELSE p_retention END,
+        gated = gated OR coalesce(p_ageing > interval '0', false)
+    WHERE id = p_session_id;
+    PERFORM blackboard.refresh_gated(p_session_id);
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id;
+    RETURN v_session;
 END
 $$;
 
@@ -1274,6 +1942,81 @@ BEGIN
         WHERE l.session_id = p_session_id AND l.finding_id = p_id AND l.other_id = p_by_id AND l.kind = 'contradicts';
     END IF;
     RETURN v_link;
+END
+$$;
+
+CREATE FUNCTION blackboard.count_running(p_session_id uuid, p_limit_id uuid) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_tasks uuid[];
+    v_count integer := 0;
+    v_key record;
+BEGIN
+    SELECT array_agg(x.id) INTO v_tasks FROM (
+        SELECT t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'running'
+          AND EXISTS (SELECT FROM blackboard.task_limits m
+                      WHERE m.session_id = p_session_id AND m.task_id = t.id AND m.limit_id = p_limit_id)
+          AND NOT EXISTS (SELECT FROM blackboard.task_slots s
+                          WHERE s.session_id = p_session_id AND s.task_id = t.id AND s.limit_id = p_limit_id)
+        ORDER BY t.id FOR UPDATE) x;
+    IF v_tasks IS NULL THEN
+        RETURN 0;
+    END IF;
+    UPDATE blackboard.tasks t SET limited = true
+    WHERE t.session_id = p_session_id AND t.id = ANY (v_tasks) AND NOT t.limited;
+    FOR v_key IN
+        WITH taken AS (
+            INSERT INTO blackboard.task_slots (session_id, task_id, limit_id, key)
+            SELECT m.session_id, m.task_id, m.limit_id, m.key FROM blackboard.task_limits m
+            WHERE m.session_id = p_session_id AND m.task_id = ANY (v_tasks) AND m.limit_id = p_limit_id
+            ON CONFLICT DO NOTHING RETURNING key)
+        SELECT key, count(*)::integer AS slots FROM taken GROUP BY key ORDER BY key
+    LOOP
+        INSERT INTO blackboard.limit_usage AS u (session_id, limit_id, key, running)
+        VALUES (p_session_id, p_limit_id, v_key.key, v_key.slots)
+        ON CONFLICT (session_id, limit_id, key) DO UPDATE SET running = u.running + excluded.running;
+        v_count := v_count + v_key.slots;
+    END LOOP;
+    RETURN v_count;
+END
+$$;
+
+CREATE FUNCTION blackboard.create_flow(p_session_id uuid, p_id uuid, p_name text, p_stages jsonb, p_inputs jsonb, p_actor text) RETURNS SETOF blackboard.flows
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_digest text := md5(jsonb_build_array(p_name, p_stages, coalesce(p_inputs, '{}'))::text);
+    v_flow blackboard.flows;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    IF jsonb_typeof(p_stages) IS DISTINCT FROM 'array' OR jsonb_array_length(p_stages) = 0 THEN
+        PERFORM blackboard.raise('BB002', 'A flow has at least one stage.', '{"field": "stages"}');
+    END IF;
+    INSERT INTO blackboard.flows (session_id, id, name, inputs, digest, created_by)
+    VALUES (p_session_id, p_id, p_name, coalesce(p_inputs, '{}'), v_digest, blackboard.current_actor())
+    ON CONFLICT (session_id, id) DO NOTHING;
+    IF FOUND THEN
+        PERFORM blackboard.add_stages(p_session_id, p_id, p_stages);
+        PERFORM blackboard.check_flow(p_session_id, p_id);
+        PERFORM blackboard.settle_flow(
+            p_session_id, p_id, '{}', array(SELECT s.name FROM blackboard.flow_stages s
+                                            WHERE s.session_id = p_session_id AND s.flow_id = p_id
+                                              AND NOT EXISTS (SELECT FROM blackboard.flow_edges e
+                                                              WHERE e.session_id = p_session_id AND e.flow_id = p_id
+                                                                AND e.stage = s.name)));
+    END IF;
+    SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
+    IF v_flow.digest <> v_digest THEN
+        PERFORM blackboard.raise('BB004', 'A flow with this id was created with other content; use a new id.',
+                                 jsonb_build_object('noun', 'flow', 'id', p_id));
+    END IF;
+    RETURN NEXT v_flow;
 END
 $$;
 
@@ -1463,6 +2206,15 @@ CREATE FUNCTION blackboard.dependency_options(p_options jsonb) RETURNS TABLE(id 
     FROM jsonb_array_elements(p_options -> 'depends_on') e (edge)
 $$;
 
+CREATE FUNCTION blackboard.described_edges(p_stages jsonb) RETURNS TABLE(stage text, depends_on text, on_failure text)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT s.stage ->> 'name', coalesce(a.edge ->> 'stage', a.edge #>> '{}'), coalesce(a.edge ->> 'on_failure', 'fail')
+    FROM jsonb_array_elements(p_stages) s (stage),
+         LATERAL jsonb_array_elements(CASE WHEN jsonb_typeof(s.stage -> 'after') = 'array'
+                                           THEN s.stage -> 'after' ELSE '[]' END) a (edge)
+$$;
+
 CREATE FUNCTION blackboard.discard_task(p_session_id uuid, p_id uuid, p_reason text, p_actor text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
     AS $$
@@ -1591,6 +2343,26 @@ CREATE FUNCTION blackboard.expertise(p_agent_id text, p_category text) RETURNS d
     -- small for a double, which is an error and not 0.
     SELECT coalesce((SELECT round((a.expertise ->> p_category)::numeric, 15)::double precision
                      FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5)
+$$;
+
+CREATE FUNCTION blackboard.expire_reservations(p_session_id uuid, p_limit integer DEFAULT 200) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    PERFORM blackboard.tend_leases();
+    WITH gone AS MATERIALIZED (
+        SELECT s.session_id, s.id
+        FROM blackboard.spend s LEFT JOIN blackboard.leases l ON l.id = s.lease_id
+        WHERE s.session_id = p_session_id AND s.status = 'reserved'
+          AND (l.lapsed_at IS NOT NULL OR (s.lease_id IS NOT NULL AND l.id IS NULL) OR s.expires_at < blackboard.now())
+        ORDER BY s.id LIMIT p_limit FOR UPDATE OF s SKIP LOCKED)
+    UPDATE blackboard.spend s SET status = 'expired'
+    FROM gone g WHERE s.session_id = g.session_id AND s.id = g.id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END
 $$;
 
 CREATE FUNCTION blackboard.fail_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_error text) RETURNS blackboard.actions
@@ -1750,6 +2522,91 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.finish_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+    v_failed jsonb;
+    v_closed boolean;
+BEGIN
+    PERFORM 1 FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.state IN ('waiting', 'ready') LIMIT 1;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_flow_id;
+    IF v_flow.finished_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    SELECT jsonb_agg(s.name ORDER BY s.ordinal), coalesce(bool_or(s.error ->> 'code' = 'session_closed'), false)
+    INTO v_failed, v_closed
+    FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.state IN ('failed', 'cancelled');
+    UPDATE blackboard.flows f
+    SET finished_at = blackboard.now(),
+        status = CASE WHEN v_failed IS NULL THEN 'completed' WHEN v_closed THEN 'cancelled' ELSE 'failed' END,
+        error = CASE WHEN v_closed THEN jsonb_build_object('code', 'session_closed', 'message', 'The session was closed.')
+                     WHEN v_failed IS NOT NULL THEN jsonb_build_object(
+                         'code', 'stages_failed', 'message', 'Not every stage of the flow completed.',
+                         'stages', CASE WHEN jsonb_array_length(v_failed) <= 100 THEN v_failed END) END
+    WHERE f.session_id = p_session_id AND f.id = p_flow_id;
+    IF v_flow.compensating AND NOT v_closed AND EXISTS (
+        SELECT FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status IN ('active', 'paused'))
+    THEN
+        PERFORM blackboard.compensate_flow(p_session_id, p_flow_id);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.fire_schedule(p_session_id uuid, p_id uuid, p_expected timestamp with time zone, p_times timestamp with time zone[], p_task_ids uuid[], p_skipped integer, p_next_at timestamp with time zone) RETURNS TABLE(task_id uuid, planned_at timestamp with time zone)
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_schedule blackboard.schedules;
+    v_added boolean;
+BEGIN
+    SELECT * INTO v_schedule FROM blackboard.schedules s
+    WHERE s.session_id = p_session_id AND s.id = p_id AND s.removed_at IS NULL AND NOT s.paused
+      AND s.next_at = p_expected
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.act_as('schedule:' || v_schedule.name);
+    IF p_skipped > 0 OR cardinality(p_times) = 0 THEN
+        UPDATE blackboard.schedules s
+        SET skipped = s.skipped + p_skipped, next_at = coalesce(p_times[1], p_next_at)
+        WHERE s.session_id = p_session_id AND s.id = p_id;
+    END IF;
+    FOR v_index IN 1 .. cardinality(p_times) LOOP
+        BEGIN
+            PERFORM FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_task_ids[v_index];
+            v_added := NOT FOUND;
+            IF v_added THEN
+                PERFORM blackboard.add_task(
+                    p_session_id, p_task_ids[v_index], v_schedule.type, v_schedule.capability, v_schedule.priority,
+                    v_schedule.parameters, nullif(v_schedule.options, '{}'), 'schedule:' || v_schedule.name);
+            END IF;
+            UPDATE blackboard.schedules s
+            SET last_at = p_times[v_index], last_task_id = p_task_ids[v_index], fired = s.fired + 1,
+                next_at = coalesce(p_times[v_index + 1], p_next_at)
+            WHERE s.session_id = p_session_id AND s.id = p_id;
+            IF v_added THEN
+                task_id := p_task_ids[v_index];
+                planned_at := p_times[v_index];
+                RETURN NEXT;
+            END IF;
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation OR SQLSTATE 'BB000' THEN
+            UPDATE blackboard.schedules s SET paused = true, error = left(SQLERRM, 10000)
+            WHERE s.session_id = p_session_id AND s.id = p_id;
+            RETURN;
+        END;
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION blackboard.first_time(p_session_id uuid, p_key text, p_verb text, p_content jsonb) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -1775,6 +2632,409 @@ BEGIN
             jsonb_build_object('field', 'key', 'key', p_key, 'verb', v_found.verb));
     END IF;
     RETURN false;
+END
+$$;
+
+CREATE FUNCTION blackboard.flow_binding(p_source text) RETURNS TABLE(source text, path text[])
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT split_part(p_source, '.', 1),
+           CASE WHEN strpos(p_source, '.') > 0
+                THEN string_to_array(substr(p_source, strpos(p_source, '.') + 1), '.') ELSE '{}' END
+$$;
+
+CREATE FUNCTION blackboard.flow_order(p_names text[], p_stages text[], p_depends_on text[]) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+DECLARE
+    v_size integer := cardinality(p_names);
+    v_dependants integer[];
+    v_heads integer[];
+    v_waiting integer[];
+    v_depends_on integer[];
+    v_queue integer[] := array_fill(0, ARRAY[greatest(v_size, 1)]);
+    v_queued integer := 0;
+    v_done integer := 0;
+    v_from integer := 1;
+    v_node integer;
+    v_path integer[] := '{}';
+BEGIN
+    WITH nodes AS MATERIALIZED (
+        SELECT u.name, u.n::integer AS n FROM unnest(p_names) WITH ORDINALITY u (name, n)
+    ), edges AS MATERIALIZED (
+        SELECT a.n AS stage, b.n AS depends_on
+        FROM unnest(p_stages, p_depends_on) e (stage, depends_on)
+        JOIN nodes a ON a.name = e.stage JOIN nodes b ON b.name = e.depends_on)
+    SELECT (SELECT array_agg(e.stage ORDER BY e.depends_on, e.stage) FROM edges e),
+           (SELECT array_agg(h.count ORDER BY h.n) FROM (
+                SELECT n.n, count(e.stage)::integer AS count FROM nodes n LEFT JOIN edges e ON e.depends_on = n.n
+                GROUP BY n.n) h),
+           (SELECT array_agg(w.count ORDER BY w.n) FROM (
+                SELECT n.n, count(e.depends_on)::integer AS count FROM nodes n LEFT JOIN edges e ON e.stage = n.n
+                GROUP BY n.n) w)
+    INTO v_dependants, v_heads, v_waiting;
+    -- v_heads: from how many dependants of each to where its own begin.
+    FOR i IN 1 .. v_size LOOP
+        v_from := v_from + v_heads[i];
+        v_heads[i] := v_from - v_heads[i];
+        IF v_waiting[i] = 0 THEN
+            v_queued := v_queued + 1;
+            v_queue[v_queued] := i;
+        END IF;
+    END LOOP;
+    WHILE v_done < v_queued LOOP
+        v_done := v_done + 1;
+        v_from := v_queue[v_done];
+        FOR i IN v_heads[v_from] .. coalesce(v_heads[v_from + 1] - 1, cardinality(v_dependants), 0) LOOP
+            v_waiting[v_dependants[i]] := v_waiting[v_dependants[i]] - 1;
+            IF v_waiting[v_dependants[i]] = 0 THEN
+                v_queued := v_queued + 1;
+                v_queue[v_queued] := v_dependants[i];
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF v_done = v_size THEN
+        RETURN array(SELECT p_names[q.node] FROM unnest(v_queue) WITH ORDINALITY q (node, n)
+                     WHERE q.node > 0 ORDER BY q.n);
+    END IF;
+    -- Everything that is left depends on something that is left: walk until the walk meets itself.
+    SELECT min(w.n) INTO v_node FROM unnest(v_waiting) WITH ORDINALITY w (left_over, n) WHERE w.left_over > 0;
+    WHILE NOT v_node = ANY (v_path) LOOP
+        v_path := v_path || v_node;
+        SELECT array_agg(array_position(p_names, e.depends_on)) INTO v_depends_on
+        FROM unnest(p_stages, p_depends_on) e (stage, depends_on) WHERE e.stage = p_names[v_node];
+        SELECT min(d.n) INTO v_node FROM unnest(v_depends_on) d (n) WHERE v_waiting[d.n] > 0;
+    END LOOP;
+    v_path := v_path[array_position(v_path, v_node) :] || v_node;
+    PERFORM blackboard.raise(
+        'BB008',
+        (SELECT format('The stages form a cycle: %s. Leave one of these edges out.',
+                       string_agg(p_names[p.node], ' -> ' ORDER BY p.n))
+         FROM unnest(v_path) WITH ORDINALITY p (node, n)),
+        jsonb_build_object('field', 'after', 'path', (SELECT jsonb_agg(p_names[p.node] ORDER BY p.n)
+                                                      FROM unnest(v_path) WITH ORDINALITY p (node, n))));
+END
+$$;
+
+CREATE FUNCTION blackboard.flow_outputs(p_session_id uuid, p_flow_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(jsonb_object_agg(s.output, coalesce(blackboard.stage_result(s.session_id, s.flow_id, s.name), 'null')),
+                    '{}')
+    FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.output IS NOT NULL AND s.state = 'completed'
+$$;
+
+CREATE FUNCTION blackboard.flow_precedes(p_session_id uuid, p_flow_id uuid, p_first text, p_second text) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    WITH RECURSIVE above (name) AS (
+        SELECT e.depends_on FROM blackboard.flow_edges e
+        WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = p_second
+        UNION
+        SELECT e.depends_on FROM above a
+        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = a.name)
+    SELECT EXISTS (SELECT FROM blackboard.flow_edges e
+                   WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = p_second
+                     AND e.depends_on = p_first)
+        OR EXISTS (SELECT FROM above a WHERE a.name = p_first)
+$$;
+
+CREATE FUNCTION blackboard.flow_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+        'code', CASE WHEN s.state = 'waiting' THEN 'flow_waiting' ELSE 'flow_paused' END,
+        'flow_id', f.id, 'flow', f.name, 'stage', s.name, 'need', coalesce(s.join_need, w.edges), 'waits_for', w.stages,
+        'message', CASE WHEN s.state = 'waiting'
+                        THEN format('Stage %s of flow %s waits for %s of: %s.', s.name, f.name,
+                                    coalesce(s.join_need::text, 'all'), w.names)
+                        ELSE format('Flow %s is paused; resume it with flows.resume.', f.name) END)
+    FROM blackboard.flow_tasks t
+    JOIN blackboard.flows f ON f.session_id = t.session_id AND f.id = t.flow_id
+    JOIN blackboard.flow_stages s ON s.session_id = t.session_id AND s.flow_id = t.flow_id AND s.task_id = t.task_id
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS edges, string_agg(p.name || ' (' || p.state || ')', ', ' ORDER BY p.ordinal) AS names,
+               coalesce(jsonb_agg(jsonb_build_object('stage', p.name, 'state', p.state, 'task_id', p.task_id,
+                                                     'on_failure', e.on_failure) ORDER BY p.ordinal), '[]') AS stages
+        FROM blackboard.flow_edges e
+        JOIN blackboard.flow_stages p ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
+        WHERE e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name) w
+    JOIN blackboard.tasks k ON k.session_id = t.session_id AND k.id = t.task_id
+    WHERE t.session_id = p_session_id AND t.task_id = p_task_id AND f.finished_at IS NULL
+      AND (s.state = 'waiting' OR k.status = 'held' AND k.held ->> 'code' = 'flow_paused')
+$$;
+
+CREATE FUNCTION blackboard.forget_waiting(p_session_id uuid, p_limit_id uuid, p_key text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$
+BEGIN
+    UPDATE blackboard.limit_usage u SET waiting = false
+    WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id AND u.key = p_key
+      AND NOT EXISTS (SELECT FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'limit'
+                        AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_limit_id::text
+                        AND coalesce(t.held ->> 'key', '') = p_key);
+END
+$$;
+
+CREATE FUNCTION blackboard.free_slots() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    AS $$
+DECLARE
+    v_freed record;
+    v_gone uuid[];
+BEGIN
+    PERFORM 1 FROM blackboard.task_slots s WHERE s.session_id = OLD.session_id AND s.task_id = OLD.id;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    FOR v_freed IN
+        WITH gone AS MATERIALIZED (
+            SELECT o.session_id, o.id FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
+            WHERE o.limited AND o.status = 'running' AND n.status <> 'running'
+        ), freed AS (
+            DELETE FROM blackboard.task_slots s USING gone g WHERE s.session_id = g.session_id AND s.task_id = g.id
+            RETURNING s.session_id, s.limit_id, s.key)
+        SELECT session_id, limit_id, key, count(*)::integer AS slots FROM freed GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    LOOP
+        PERFORM blackboard.give_slots_back(v_freed.session_id, v_freed.limit_id, v_freed.key, v_freed.slots);
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.free_slots_of_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_freed record;
+BEGIN
+    FOR v_freed IN
+        WITH freed AS (
+            DELETE FROM blackboard.task_slots s USING old_rows o
+            WHERE o.limited AND o.status = 'running' AND s.session_id = o.session_id AND s.task_id = o.id
+            RETURNING s.session_id, s.limit_id, s.key)
+        SELECT session_id, limit_id, key, count(*)::integer AS slots FROM freed GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    LOOP
+        PERFORM blackboard.give_slots_back(v_freed.session_id, v_freed.limit_id, v_freed.key, v_freed.slots);
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.gate_tasks(p_session_id uuid, p_ids uuid[], p_max integer, p_now timestamp with time zone, OUT admitted uuid[], OUT busy uuid[], OUT moved integer) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_ids uuid[] := p_ids;
+    v_paused text[];
+    -- The counters that the tasks fall under, by number.
+    v_limits uuid[];
+    v_keys text[];
+    v_missing uuid[];
+    v_locked bigint[];
+    v_is_rate boolean[];
+    v_free integer[];
+    v_taken integer[];
+    v_waits boolean[];
+    v_deferred integer[];
+    v_windows timestamptz[];
+    v_used integer[];
+    v_counts integer[];
+    v_periods interval[];
+    v_counter record;
+    v_task record;
+    v_i integer;
+    v_full integer;
+    v_busy boolean;
+    v_passed bigint;
+    v_slot_tasks uuid[] := '{}';
+    v_slot_counters integer[] := '{}';
+    v_held uuid[] := '{}';
+    v_held_by integer[] := '{}';
+    v_later uuid[] := '{}';
+    v_later_by integer[] := '{}';
+    v_later_at timestamptz[] := '{}';
+BEGIN
+    admitted := '{}';
+    busy := '{}';
+    moved := 0;
+    -- The lock lets a pause end only after what it held can be seen.
+    SELECT array_agg(x.name) INTO v_paused FROM (
+        SELECT p.name FROM blackboard.pauses p
+        WHERE p.session_id = p_session_id AND p.kind = 'type' AND p.resumed_at IS NULL
+          AND p.name IN (SELECT t.type FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids))
+        FOR SHARE) x;
+    IF v_paused IS NOT NULL THEN
+        SELECT array_agg(o.id ORDER BY o.n) INTO v_ids
+        FROM unnest(p_ids) WITH ORDINALITY o (id, n)
+        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = o.id
+        WHERE t.type <> ALL (v_paused);
+        UPDATE blackboard.tasks t
+        SET status = 'held', position = NULL,
+            held = jsonb_build_object('code', 'paused', 'type', t.type, 'position', t.position)
+        WHERE t.session_id = p_session_id AND t.id = ANY (p_ids) AND t.type = ANY (v_paused);
+        GET DIAGNOSTICS moved = ROW_COUNT;
+        IF v_ids IS NULL THEN
+            RETURN;
+        END IF;
+    END IF;
+
+    SELECT array_agg(n.limit_id ORDER BY n.limit_id, n.key), array_agg(n.key ORDER BY n.limit_id, n.key)
+    INTO v_limits, v_keys
+    FROM (SELECT DISTINCT m.limit_id, m.key FROM blackboard.task_limits m
+          WHERE m.session_id = p_session_id AND m.task_id = ANY (v_ids)) n;
+    IF v_limits IS NULL THEN
+        admitted := v_ids[1 : p_max];
+        RETURN;
+    END IF;
+
+    -- First use of a key. Nobody waits for somebody else's insertion: where two meet, one finds its tasks busy.
+    SELECT array_agg(DISTINCT n.limit_id) INTO v_missing FROM unnest(v_limits, v_keys) n (limit_id, key)
+    WHERE NOT EXISTS (SELECT FROM blackboard.limit_usage u
+                      WHERE u.session_id = p_session_id AND u.limit_id = n.limit_id AND u.key = n.key);
+    IF v_missing IS NOT NULL THEN
+        SELECT array_agg(l.id) INTO v_missing FROM (
+            SELECT l.id FROM blackboard.limits l
+            WHERE l.session_id = p_session_id AND l.id = ANY (v_missing) AND l.removed_at IS NULL
+            ORDER BY l.id FOR KEY SHARE) l;
+        INSERT INTO blackboard.limit_usage (session_id, limit_id, key, window_started_at)
+        SELECT p_session_id, n.limit_id, n.key, p_now FROM unnest(v_limits, v_keys) n (limit_id, key)
+        WHERE n.limit_id = ANY (v_missing)
+          AND CASE WHEN EXISTS (SELECT FROM blackboard.limit_usage u WHERE u.session_id = p_session_id
+                                  AND u.limit_id = n.limit_id AND u.key = n.key) THEN false
+                   ELSE pg_try_advisory_xact_lock(hashtextextended('blackboard limit ' || n.limit_id || n.key, 0)) END
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
+        SELECT array_agg(x.i) INTO v_locked FROM (
+            SELECT n.i FROM unnest(v_limits, v_keys) WITH ORDINALITY n (limit_id, key, i)
+            JOIN blackboard.limit_usage u
+              ON u.session_id = p_session_id AND u.limit_id = n.limit_id AND u.key = n.key
+            ORDER BY n.i FOR UPDATE OF u SKIP LOCKED) x;
+    ELSE
+        SELECT array_agg(x.i) INTO v_locked FROM (
+            SELECT n.i FROM unnest(v_limits, v_keys) WITH ORDINALITY n (limit_id, key, i)
+            JOIN blackboard.limit_usage u
+              ON u.session_id = p_session_id AND u.limit_id = n.limit_id AND u.key = n.key
+            ORDER BY n.i FOR UPDATE OF u) x;
+        PERFORM set_config('blackboard.slots', 'locked', true);
+    END IF;
+
+    -- Read after they were locked: in another statement, hence as they are now.
+    v_taken := array_fill(0, ARRAY[cardinality(v_limits)]);
+    v_waits := array_fill(false, ARRAY[cardinality(v_limits)]);
+    v_free := array_fill(NULL::integer, ARRAY[cardinality(v_limits)]);
+    v_is_rate := v_waits;
+    v_deferred := v_taken;
+    v_used := v_taken;
+    v_counts := v_taken;
+    v_windows := array_fill(NULL::timestamptz, ARRAY[cardinality(v_limits)]);
+    v_periods := array_fill(NULL::interval, ARRAY[cardinality(v_limits)]);
+    FOR v_counter IN
+        SELECT n.i, u.running, u.window_started_at, u.used, u.deferred, l.kind, l.max_running, l.rate_count,
+               l.rate_period
+        FROM unnest(v_limits, v_keys) WITH ORDINALITY n (limit_id, key, i)
+        JOIN blackboard.limit_usage u ON u.session_id = p_session_id AND u.limit_id = n.limit_id AND u.key = n.key
+        JOIN blackboard.limits l ON l.session_id = p_session_id AND l.id = n.limit_id
+        WHERE n.i = ANY (v_locked)
+    LOOP
+        v_i := v_counter.i;
+        IF v_counter.kind = 'concurrency' THEN
+            v_free[v_i] := v_counter.max_running - v_counter.running;
+        ELSE
+            v_passed := greatest(floor(extract(epoch FROM p_now - v_counter.window_started_at)
+                                       / extract(epoch FROM v_counter.rate_period))::bigint, 0);
+            v_is_rate[v_i] := true;
+            v_counts[v_i] := v_counter.rate_count;
+            v_periods[v_i] := v_counter.rate_period;
+            v_windows[v_i] := v_counter.window_started_at + v_passed * v_counter.rate_period;
+            v_used[v_i] := CASE WHEN v_passed = 0 THEN v_counter.used ELSE 0 END;
+            v_deferred[v_i] := greatest(v_counter.deferred - v_passed * v_counter.rate_count, 0);
+            v_free[v_i] := v_counter.rate_count - v_used[v_i];
+        END IF;
+    END LOOP;
+
+    FOR v_task IN
+        SELECT o.id, array_agg(c.i ORDER BY c.i) FILTER (WHERE c.i IS NOT NULL) AS counters
+        FROM unnest(v_ids) WITH ORDINALITY o (id, n)
+        LEFT JOIN blackboard.task_limits m ON m.session_id = p_session_id AND m.task_id = o.id
+        LEFT JOIN unnest(v_limits, v_keys) WITH ORDINALITY c (limit_id, key, i)
+          ON c.limit_id = m.limit_id AND c.key = m.key
+        GROUP BY o.id, o.n ORDER BY o.n
+    LOOP
+        EXIT WHEN cardinality(admitted) >= p_max;
+        v_full := NULL;
+        v_busy := false;
+        FOREACH v_i IN ARRAY coalesce(v_task.counters, '{}') LOOP
+            IF v_free[v_i] IS NULL THEN
+                v_busy := true;
+            ELSIF v_free[v_i] <= 0 AND (v_full IS NULL OR v_is_rate[v_full]) THEN
+                v_full := v_i;
+            END IF;
+        END LOOP;
+        IF v_full IS NULL AND v_busy THEN
+            busy := busy || v_task.id;
+        ELSIF v_full IS NULL THEN
+            admitted := admitted || v_task.id;
+            FOREACH v_i IN ARRAY coalesce(v_task.counters, '{}') LOOP
+                v_free[v_i] := v_free[v_i] - 1;
+                v_taken[v_i] := v_taken[v_i] + 1;
+                IF NOT v_is_rate[v_i] THEN
+                    v_slot_tasks := v_slot_tasks || v_task.id;
+                    v_slot_counters := v_slot_counters || v_i;
+                END IF;
+            END LOOP;
+        ELSIF v_is_rate[v_full] THEN
+            v_later := v_later || v_task.id;
+            v_later_by := v_later_by || v_full;
+            v_later_at := v_later_at
+                || (v_windows[v_full] + v_periods[v_full] * (1 + v_deferred[v_full] / v_counts[v_full]));
+            v_deferred[v_full] := v_deferred[v_full] + 1;
+        ELSE
+            v_held := v_held || v_task.id;
+            v_held_by := v_held_by || v_full;
+            v_waits[v_full] := true;
+        END IF;
+    END LOOP;
+
+    INSERT INTO blackboard.task_slots (session_id, task_id, limit_id, key)
+    SELECT p_session_id, s.id, v_limits[s.i], v_keys[s.i] FROM unnest(v_slot_tasks, v_slot_counters) s (id, i);
+    UPDATE blackboard.limit_usage u
+    SET running = u.running + CASE WHEN c.is_rate THEN 0 ELSE c.taken END, waiting = u.waiting OR c.waits,
+        window_started_at = coalesce(c.started_at, u.window_started_at),
+        used = CASE WHEN c.is_rate THEN c.used + c.taken ELSE 0 END, deferred = c.deferred
+    FROM unnest(v_limits, v_keys, v_is_rate, v_taken, v_waits, v_windows, v_used, v_deferred, v_free)
+             c (limit_id, key, is_rate, taken, waits, started_at, used, deferred, free)
+    WHERE u.session_id = p_session_id AND u.limit_id = c.limit_id AND u.key = c.key AND c.free IS NOT NULL
+      AND (c.taken > 0 OR c.waits OR c.is_rate);
+    IF v_held <> '{}' THEN
+        UPDATE blackboard.tasks t
+        SET status = 'held', position = NULL,
+            held = jsonb_build_object('code', 'limit', 'limit', l.id, 'name', l.name, 'key', v_keys[h.i],
+                                      'position', t.position)
+        FROM unnest(v_held, v_held_by) h (id, i)
+        JOIN blackboard.limits l ON l.session_id = p_session_id AND l.id = v_limits[h.i]
+        WHERE t.session_id = p_session_id AND t.id = h.id;
+    END IF;
+    IF v_later <> '{}' THEN
+        UPDATE blackboard.tasks t
+        SET status = 'scheduled', position = NULL, run_at = h.at,
+            held = jsonb_build_object('code', 'rate', 'limit', l.id, 'name', l.name, 'key', v_keys[h.i])
+        FROM unnest(v_later, v_later_by, v_later_at) h (id, i, at)
+        JOIN blackboard.limits l ON l.session_id = p_session_id AND l.id = v_limits[h.i]
+        WHERE t.session_id = p_session_id AND t.id = h.id;
+    END IF;
+    moved := moved + cardinality(v_held) + cardinality(v_later);
 END
 $$;
 
@@ -1831,6 +3091,34 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.give_slots_back(p_session_id uuid, p_limit_id uuid, p_key text, p_slots integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_free integer;
+    v_waiting boolean;
+BEGIN
+    UPDATE blackboard.limit_usage u SET running = greatest(u.running - p_slots, 0)
+    FROM blackboard.limits l
+    WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id AND u.key = p_key
+      AND l.session_id = u.session_id AND l.id = u.limit_id
+    RETURNING least(l.max_running - u.running, p_slots), u.waiting INTO v_free, v_waiting;
+    PERFORM set_config('blackboard.slots', 'locked', true);
+    IF v_waiting AND v_free > 0
+       AND blackboard.return_held(p_session_id, 'limit', p_limit_id::text, p_key, NULL, v_free) < v_free THEN
+        PERFORM blackboard.forget_waiting(p_session_id, p_limit_id, p_key);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.held_by_flow(p_flow_id uuid, p_name text, p_position bigint) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT jsonb_build_object('code', 'flow_paused', 'flow', p_flow_id, 'position', p_position,
+                              'message', format('Its flow %s is paused; resume it with `blackboard flow resume %s`.',
+                                                p_name, p_flow_id))
+$$;
+
 CREATE FUNCTION blackboard.held_lock(p_session_id uuid, p_name text, p_agent_id text, p_token bigint) RETURNS blackboard.locks
     LANGUAGE plpgsql
     AS $$
@@ -1876,7 +3164,8 @@ CREATE FUNCTION blackboard.hint(p_session_id uuid, p_noun text) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF pg_catalog.current_setting('blackboard.notify', true) IS DISTINCT FROM 'off' THEN
+    IF pg_catalog.current_setting('xmlbinary') <> 'hex'
+       AND pg_catalog.current_setting('blackboard.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_catalog.pg_notify('blackboard', p_session_id::text || ' ' || p_noun);
     END IF;
 END
@@ -1994,6 +3283,73 @@ BEGIN
         PERFORM blackboard.revise_hypotheses(v_row.session_id, ARRAY[v_row.hypothesis_id],
             jsonb_build_object('event', 'hypothesis.assessed', 'agent_id', v_row.agent_id));
     END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_budgets_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_budget blackboard.budgets;
+    v_opening numeric;
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'budget.set', n.id,
+           jsonb_build_object('scope', n.scope, 'agent_id', n.agent_id, 'task_id', n.task_id, 'unit', n.unit,
+                              'currency', n.currency, 'ceiling', trim_scale(n.ceiling), 'soft', trim_scale(n.soft),
+                              'period', n.period)
+    FROM new_rows n ORDER BY n.id;
+    FOR v_budget IN SELECT * FROM new_rows n ORDER BY n.session_id, n.id LOOP
+        -- What is held, or may still be settled late, counts from now on; what was settled before is the opening.
+        UPDATE blackboard.spend s SET budget_ids = s.budget_ids || v_budget.id
+        WHERE s.session_id = v_budget.session_id AND s.status IN ('reserved', 'expired') AND s.unit = v_budget.unit
+          AND s.currency IS NOT DISTINCT FROM v_budget.currency
+          AND (v_budget.agent_id IS NULL OR s.agent_id = v_budget.agent_id)
+          AND (v_budget.task_id IS NULL OR s.task_id = v_budget.task_id);
+        SELECT sum(s.settled) INTO v_opening FROM blackboard.spend s
+        WHERE s.session_id = v_budget.session_id AND s.status = 'settled' AND s.unit = v_budget.unit
+          AND s.currency IS NOT DISTINCT FROM v_budget.currency
+          AND (v_budget.agent_id IS NULL OR s.agent_id = v_budget.agent_id)
+          AND (v_budget.task_id IS NULL OR s.task_id = v_budget.task_id)
+          AND (v_budget.period IS NULL OR s.settled_at >= v_budget.window_start)
+          AND NOT v_budget.id = ANY (s.budget_ids);
+        IF v_opening > 0 THEN
+            UPDATE blackboard.budgets SET opening = v_opening, spent = spent + v_opening
+            WHERE session_id = v_budget.session_id AND id = v_budget.id;
+        END IF;
+    END LOOP;
+    PERFORM blackboard.hint(s.session_id, 'budgets') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_budgets_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'budget.updated', n.id,
+           CASE WHEN n.ceiling <> o.ceiling THEN jsonb_build_object('ceiling', trim_scale(n.ceiling)) ELSE '{}' END
+           || CASE WHEN n.soft IS DISTINCT FROM o.soft THEN jsonb_build_object('soft', trim_scale(n.soft)) ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE (n.ceiling, n.soft) IS DISTINCT FROM (o.ceiling, o.soft);
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, x.type, n.id,
+           jsonb_build_object('scope', n.scope, 'agent_id', n.agent_id, 'task_id', n.task_id, 'unit', n.unit,
+                              'currency', n.currency, 'ceiling', trim_scale(n.ceiling), 'soft', trim_scale(n.soft),
+                              'spent', trim_scale(n.spent), 'reserved', trim_scale(n.reserved))
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    CROSS JOIN LATERAL (VALUES
+        ('budget.warned', coalesce(n.spent >= n.soft, false)
+            AND NOT coalesce(o.spent >= o.soft AND o.window_start IS NOT DISTINCT FROM n.window_start, false)),
+        ('budget.exceeded', n.spent > n.ceiling
+            AND NOT (o.spent > o.ceiling AND o.window_start IS NOT DISTINCT FROM n.window_start))) x (type, crossed)
+    WHERE x.crossed;
+    PERFORM blackboard.hint(s.session_id, 'budgets') FROM (SELECT DISTINCT session_id FROM new_rows) s;
     RETURN NULL;
 END
 $$;
@@ -2292,6 +3648,122 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.history_flow_edges() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT c.session_id, 'flow.stage_wired', c.flow_id,
+           jsonb_build_object('stage', c.stage, 'after', coalesce((
+               SELECT jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
+               FROM blackboard.flow_edges e
+               WHERE e.session_id = c.session_id AND e.flow_id = c.flow_id AND e.stage = c.stage), '[]'))
+    FROM (SELECT DISTINCT session_id, flow_id, stage FROM changed_rows) c
+    ORDER BY c.stage;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_flow_stages() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT n.session_id, 'flow.stage_added', n.flow_id,
+               jsonb_build_object('stage', n.name, 'state', n.state, 'task_id', n.task_id, 'iteration', n.iteration,
+                                  'quality', n.quality, 'error', n.error,
+                                  'compensation_task_id', n.compensation_task_id)
+        FROM new_rows n ORDER BY n.ordinal;
+    ELSE
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT n.session_id,
+               CASE WHEN n.iteration > o.iteration THEN 'flow.stage_looped'
+                    WHEN n.state <> o.state THEN 'flow.stage_' || n.state
+                    ELSE 'flow.stage_updated' END,
+               n.flow_id,
+               jsonb_build_object('stage', n.name) || blackboard.changed(
+                   jsonb_build_object('state', o.state, 'task_id', o.task_id, 'iteration', o.iteration,
+                                      'quality', o.quality, 'error', o.error,
+                                      'compensation_task_id', o.compensation_task_id),
+                   jsonb_build_object('state', n.state, 'task_id', n.task_id, 'iteration', n.iteration,
+                                      'quality', n.quality, 'error', n.error,
+                                      'compensation_task_id', n.compensation_task_id))
+        FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.flow_id = n.flow_id AND o.name = n.name
+        WHERE (n.state, n.task_id, n.iteration, n.quality, n.error, n.compensation_task_id)
+              IS DISTINCT FROM (o.state, o.task_id, o.iteration, o.quality, o.error, o.compensation_task_id)
+        ORDER BY n.ordinal;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_flow_stages_delete() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'flow.stage_removed', o.flow_id, jsonb_build_object('stage', o.name, 'task_id', o.task_id)
+    FROM old_rows o;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_flows_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'flow.created', n.id,
+           jsonb_build_object('name', n.name, 'status', n.status, 'version', n.version, 'compensating', n.compensating,
+                              'inputs', CASE WHEN pg_column_size(n.inputs) <= 8192 THEN n.inputs END,
+                              'error', n.error)
+    FROM new_rows n;
+    PERFORM blackboard.hint(s.session_id, 'flows') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_flows_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE
+               -- What is over stays over: no branch, hence no type, hence refused.
+               WHEN o.finished_at IS NOT NULL THEN NULL
+               WHEN n.status = o.status THEN CASE WHEN n.version > o.version THEN 'flow.modified' ELSE 'flow.updated' END
+               WHEN n.status = 'running' THEN 'flow.resumed'
+               ELSE 'flow.' || n.status END,
+           n.id,
+           blackboard.changed(
+               jsonb_build_object('status', o.status, 'version', o.version, 'compensating', o.compensating,
+                                  'error', o.error),
+               jsonb_build_object('status', n.status, 'version', n.version, 'compensating', n.compensating,
+                                  'error', n.error))
+           -- What a modification changed travels beside it.
+           || CASE WHEN n.status = o.status AND n.version > o.version
+                   THEN jsonb_build_object('change', nullif(current_setting('blackboard.flow_change', true), '')::jsonb)
+                   ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE (n.status, n.version, n.compensating, n.error)
+          IS DISTINCT FROM (o.status, o.version, o.compensating, o.error);
+    PERFORM blackboard.hint(s.session_id, 'flows') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'A flow that is over does not change any more; create a new one.',
+                             '{"noun": "flow"}');
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.history_hypotheses_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2397,6 +3869,34 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.history_limits() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE WHEN n.removed_at IS NOT NULL THEN 'limit.removed' WHEN TG_OP = 'INSERT' THEN 'limit.set'
+                ELSE 'limit.changed' END, n.id,
+           jsonb_build_object('name', n.name, 'kind', n.kind, 'type', n.type, 'capability', n.capability,
+                              'per_key', n.per_key, 'max_running', n.max_running, 'rate_count', n.rate_count,
+                              'rate_period', n.rate_period, 'removed_at', n.removed_at)
+    FROM new_rows n;
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO blackboard.limit_usage (session_id, limit_id)
+        SELECT n.session_id, n.id FROM new_rows n WHERE NOT n.per_key ON CONFLICT DO NOTHING;
+    END IF;
+    PERFORM blackboard.refresh_gated(s.session_id), blackboard.hint(s.session_id, 'tasks')
+    FROM (SELECT DISTINCT session_id FROM new_rows ORDER BY 1) s;
+    PERFORM blackboard.count_running(n.session_id, n.id) FROM new_rows n
+    WHERE n.kind = 'concurrency' AND n.removed_at IS NULL;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.history_locks_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2490,6 +3990,25 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.history_pauses() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, CASE WHEN n.resumed_at IS NULL THEN 'pause.started' ELSE 'pause.resumed' END, n.id,
+           jsonb_build_object('kind', n.kind, 'name', n.name, 'reason', n.reason, 'paused_by', n.paused_by,
+                              'resumed_at', n.resumed_at)
+    FROM new_rows n;
+    PERFORM blackboard.refresh_gated(s.session_id), blackboard.hint(s.session_id, 'tasks')
+    FROM (SELECT DISTINCT session_id FROM new_rows ORDER BY 1) s;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.history_proposals_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2565,6 +4084,82 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.history_schedules_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    IF EXISTS (SELECT FROM new_rows n WHERE n.fired > 0 OR n.skipped > 0 OR n.removed_at IS NOT NULL) THEN
+        PERFORM blackboard.raise('BB003', 'A schedule is born without a past.', '{"noun": "schedule", "field": "fired"}');
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'schedule.added', n.id,
+           jsonb_build_object('name', n.name, 'cron', n.cron, 'timezone', n.timezone, 'type', n.type,
+                              'capability', n.capability, 'priority', n.priority, 'options', n.options,
+                              'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END,
+                              'missed', n.missed, 'paused', n.paused, 'next_at', n.next_at)
+    FROM new_rows n ORDER BY n.id;
+    PERFORM blackboard.hint(s.session_id, 'schedules') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_schedules_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF (SELECT count(*) FROM new_rows) > (SELECT count(*) FROM new_rows n
+                                          JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id) THEN
+        PERFORM blackboard.raise('BB003', 'The id and the session of a schedule do not change.',
+                                 '{"noun": "schedule", "field": "id"}');
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE
+               -- What was removed stays removed, and counters only grow: no branch, hence no type, hence refused.
+               WHEN o.removed_at IS NOT NULL OR n.fired < o.fired OR n.skipped < o.skipped THEN NULL
+               WHEN n.removed_at IS NOT NULL THEN 'schedule.removed'
+               WHEN n.paused AND NOT o.paused THEN 'schedule.paused'
+               WHEN o.paused AND NOT n.paused THEN 'schedule.resumed'
+               WHEN n.fired > o.fired THEN 'schedule.fired'
+               WHEN n.skipped > o.skipped THEN 'schedule.skipped'
+               ELSE 'schedule.updated'
+           END,
+           n.id,
+           CASE WHEN n.fired > o.fired
+                THEN jsonb_build_object('fired', n.fired, 'last_at', n.last_at, 'last_task_id', n.last_task_id)
+                ELSE '{}' END
+           || CASE WHEN n.skipped > o.skipped
+                   THEN jsonb_build_object('skipped', n.skipped, 'count', n.skipped - o.skipped, 'from', o.next_at)
+                   ELSE '{}' END
+           || CASE WHEN n.next_at IS DISTINCT FROM o.next_at
+                   THEN jsonb_build_object('next_at', n.next_at) ELSE '{}' END
+           || CASE WHEN n.paused <> o.paused
+                   THEN jsonb_build_object('paused', n.paused, 'error', n.error) ELSE '{}' END
+           || CASE WHEN n.removed_at IS DISTINCT FROM o.removed_at
+                   THEN jsonb_build_object('removed_at', n.removed_at) ELSE '{}' END
+           || CASE WHEN (n.name, n.cron, n.timezone, n.type, n.capability, n.priority, n.options, n.missed, n.parameters)
+                        IS DISTINCT FROM
+                        (o.name, o.cron, o.timezone, o.type, o.capability, o.priority, o.options, o.missed, o.parameters)
+                   THEN jsonb_build_object(
+                       'name', n.name, 'cron', n.cron, 'timezone', n.timezone, 'type', n.type,
+                       'capability', n.capability, 'priority', n.priority, 'options', n.options, 'missed', n.missed,
+                       'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+                   ELSE '{}' END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE n IS DISTINCT FROM o
+    ORDER BY n.id;
+    PERFORM blackboard.hint(s.session_id, 'schedules') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+EXCEPTION WHEN not_null_violation THEN
+    PERFORM blackboard.raise('BB003', 'A removed schedule stays removed, and its counters only grow; add a new one.',
+                             '{"noun": "schedule"}');
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.history_sessions_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2604,14 +4199,133 @@ BEGIN
            -- Outside the strip: JSON nulls inside these belong to their owner.
            || CASE WHEN n.context <> o.context THEN jsonb_build_object('context', n.context) ELSE '{}' END
            || CASE WHEN n.outcome IS DISTINCT FROM o.outcome THEN jsonb_build_object('outcome', n.outcome) ELSE '{}' END
+           || CASE WHEN n.ageing IS DISTINCT FROM o.ageing THEN jsonb_build_object('ageing', n.ageing) ELSE '{}' END
+           || CASE WHEN n.retention IS DISTINCT FROM o.retention
+                   THEN jsonb_build_object('retention', n.retention) ELSE '{}' END
     FROM new_rows n JOIN old_rows o ON o.id = n.id
-    WHERE (n.name, n.goal, n.status, n.context, n.outcome, n.allow_self_validation)
-          IS DISTINCT FROM (o.name, o.goal, o.status, o.context, o.outcome, o.allow_self_validation);
+    WHERE (n.name, n.goal, n.status, n.context, n.outcome, n.allow_self_validation, n.ageing, n.retention)
+          IS DISTINCT FROM
+          (o.name, o.goal, o.status, o.context, o.outcome, o.allow_self_validation, o.ageing, o.retention);
     PERFORM blackboard.hint(n.id, 'sessions') FROM new_rows n;
     RETURN NULL;
 EXCEPTION WHEN not_null_violation THEN
     PERFORM blackboard.raise('BB003', 'A closed session cannot be opened again; start a new one.',
                              jsonb_build_object('noun', 'session'));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_spend_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_budget blackboard.budgets;
+    v_entry blackboard.spend;
+    v_charge record;
+    v_asked numeric;
+BEGIN
+    -- What was reserved before the session closed may be settled after, also in units that nobody had thought of.
+    PERFORM blackboard.check_sessions(array(
+        SELECT DISTINCT n.session_id FROM new_rows n
+        WHERE n.status = 'reserved'
+           OR NOT EXISTS (SELECT FROM blackboard.spend s WHERE s.session_id = n.session_id
+                          AND s.reservation_id = n.reservation_id AND s.id <> n.id)));
+    IF EXISTS (SELECT FROM new_rows n WHERE n.budget_ids <> '{}') THEN
+        FOR v_charge IN
+            SELECT n.session_id, x.id, max(n.at) AS at,
+                   coalesce(sum(n.reserved) FILTER (WHERE n.status = 'reserved'), 0) AS reserved,
+                   array_agg(n.settled) FILTER (WHERE n.status = 'settled') AS settled,
+                   array_agg(n.settled_at) FILTER (WHERE n.status = 'settled') AS times
+            FROM new_rows n CROSS JOIN LATERAL unnest(n.budget_ids) x (id)
+            GROUP BY 1, 2 ORDER BY 1, 2
+        LOOP
+            PERFORM blackboard.charge_budget(v_charge.session_id, v_charge.id, v_charge.at, v_charge.reserved,
+                                             v_charge.settled, v_charge.times);
+        END LOOP;
+        SELECT b.* INTO v_budget FROM blackboard.budgets b
+        WHERE (b.session_id, b.id) IN (SELECT n.session_id, unnest(n.budget_ids) FROM new_rows n
+                                       WHERE n.status = 'reserved')
+          AND b.spent + b.reserved > b.ceiling
+        ORDER BY b.ceiling - b.spent - b.reserved, b.id LIMIT 1;
+        IF FOUND THEN
+            SELECT n.* INTO v_entry FROM new_rows n
+            WHERE n.session_id = v_budget.session_id AND v_budget.id = ANY (n.budget_ids) LIMIT 1;
+            SELECT sum(n.reserved) INTO v_asked FROM new_rows n
+            WHERE n.session_id = v_budget.session_id AND v_budget.id = ANY (n.budget_ids) AND n.status = 'reserved';
+            PERFORM blackboard.raise('BB014',
+                format('The budget of %s for %s allows %s%s; %s are spent and %s reserved, so %s more would exceed it. '
+                       'Ask for less, wait until others have settled%s, or raise it with `blackboard budget set`.',
+                       v_budget.unit,
+                       CASE v_budget.scope WHEN 'session' THEN 'this session' WHEN 'agent' THEN v_budget.agent_id
+                                           ELSE 'task ' || v_budget.task_id END,
+                       trim_scale(v_budget.ceiling), coalesce(' ' || v_budget.currency, ''),
+                       trim_scale(v_budget.spent), trim_scale(v_budget.reserved - v_asked), trim_scale(v_asked),
+                       CASE WHEN v_budget.period IS NOT NULL
+                            THEN ' or the next window begins at ' || (v_budget.window_start + v_budget.period)
+                            ELSE '' END),
+                jsonb_build_object(
+                    'budget', v_budget.id, 'scope', v_budget.scope, 'unit', v_budget.unit,
+                    'currency', v_budget.currency, 'ceiling', trim_scale(v_budget.ceiling),
+                    'spent', trim_scale(v_budget.spent), 'reserved', trim_scale(v_budget.reserved - v_asked),
+                    'asked', trim_scale(v_asked), 'agent_id', v_entry.agent_id, 'task_id', v_entry.task_id,
+                    'resets_at', v_budget.window_start + v_budget.period));
+        END IF;
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'budget.' || n.status, n.reservation_id,
+           jsonb_build_object(
+               'status', n.status, 'agent_id', n.agent_id, 'task_id', n.task_id, 'model', max(n.model),
+               'currency', max(n.currency), 'lease_id', n.lease_id,
+               'reserved', jsonb_object_agg(n.unit, trim_scale(n.reserved)),
+               'settled', jsonb_object_agg(n.unit, trim_scale(n.settled)),
+               'budget_ids', (SELECT coalesce(jsonb_agg(DISTINCT b.id), '[]') FROM new_rows o, unnest(o.budget_ids) b (id)
+                              WHERE o.session_id = n.session_id AND o.reservation_id = n.reservation_id))
+    FROM new_rows n
+    GROUP BY n.session_id, n.reservation_id, n.status, n.agent_id, n.task_id, n.lease_id
+    ORDER BY n.reservation_id;
+    PERFORM blackboard.hint(s.session_id, 'budgets') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_spend_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_charge record;
+BEGIN
+    FOR v_charge IN
+        SELECT m.session_id, x.id, max(coalesce(m.settled_at, m.at)) AS at,
+               sum(CASE WHEN m.is_held AND x.id = ANY (m.new_ids) THEN m.reserved ELSE 0 END
+                   - CASE WHEN m.was_held AND x.id = ANY (m.old_ids) THEN m.reserved ELSE 0 END) AS reserved,
+               array_agg(m.settled) FILTER (WHERE m.ended) AS settled,
+               array_agg(m.settled_at) FILTER (WHERE m.ended) AS times
+        FROM (SELECT n.session_id, n.reserved, n.settled, n.at, n.settled_at, n.budget_ids AS new_ids,
+                     o.budget_ids AS old_ids, n.status = 'reserved' AS is_held, o.status = 'reserved' AS was_held,
+                     n.status = 'settled' AND o.status <> 'settled' AS ended
+              FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id) m
+        CROSS JOIN LATERAL unnest(m.new_ids) x (id)
+        GROUP BY 1, 2
+        HAVING bool_or(m.ended OR m.is_held <> m.was_held OR (m.is_held AND NOT x.id = ANY (m.old_ids)))
+        ORDER BY 1, 2
+    LOOP
+        PERFORM blackboard.charge_budget(v_charge.session_id, v_charge.id, v_charge.at, v_charge.reserved,
+                                         v_charge.settled, v_charge.times);
+    END LOOP;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id, 'budget.' || n.status, n.reservation_id,
+           jsonb_build_object('status', n.status, 'agent_id', n.agent_id, 'task_id', n.task_id, 'model', max(n.model),
+                              'currency', max(n.currency))
+           || CASE WHEN n.status = 'settled'
+                   THEN jsonb_build_object('settled', jsonb_object_agg(n.unit, trim_scale(n.settled)))
+                   ELSE jsonb_build_object('reserved', jsonb_object_agg(n.unit, trim_scale(n.reserved))) END
+    FROM new_rows n JOIN old_rows o ON o.session_id = n.session_id AND o.id = n.id
+    WHERE n.status <> o.status
+    GROUP BY n.session_id, n.reservation_id, n.status, n.agent_id, n.task_id
+    ORDER BY n.reservation_id;
+    PERFORM blackboard.hint(s.session_id, 'budgets') FROM (SELECT DISTINCT session_id FROM new_rows) s;
     RETURN NULL;
 END
 $$;
@@ -2728,7 +4442,7 @@ BEGIN
                    jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
                                       'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
                                       'blockers', n.blockers, 'released', n.released,
-                                      'cancel_requested', n.cancel_requested)
+                                      'cancel_requested', n.cancel_requested, 'held', n.held)
                ELSE
                    CASE WHEN n.progress IS DISTINCT FROM o.progress
                         THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
@@ -2737,16 +4451,16 @@ BEGIN
                    || CASE WHEN n.blockers <> o.blockers
                            THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
                    || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
-                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error)
+                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error, n.held)
                                 IS DISTINCT FROM
                                 (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
-                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error)
+                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error, o.held)
                            THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
                                                    'run_at', n.run_at, 'max_attempts', n.max_attempts,
                                                    'parameters', n.parameters, 'result', n.result,
                                                    'timeout', n.timeout, 'approved_by', n.approved_by,
                                                    'capability', n.capability, 'retry_delay', n.retry_delay,
-                                                   'error', n.error)
+                                                   'error', n.error, 'held', n.held)
                            ELSE '{}' END
            END
     FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
@@ -2754,10 +4468,10 @@ BEGIN
        OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
        OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
        OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
-           n.capability, n.retry_delay, n.error)
+           n.capability, n.retry_delay, n.error, n.held)
           IS DISTINCT FROM
           (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
-           o.capability, o.retry_delay, o.error);
+           o.capability, o.retry_delay, o.error, o.held);
 
     IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
         PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
@@ -2810,6 +4524,69 @@ BEGIN
     PERFORM blackboard.hint(s.session_id, 'votes') FROM (SELECT DISTINCT session_id FROM new_rows) s;
     PERFORM blackboard.settle_proposal(p.session_id, p.proposal_id)
     FROM (SELECT DISTINCT session_id, proposal_id FROM new_rows) p;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.hold_paused(p_session_id uuid, p_type text, p_batch integer) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    PERFORM 1 FROM blackboard.pauses p
+    WHERE p.session_id = p_session_id AND p.kind = 'type' AND p.name = p_type AND p.resumed_at IS NULL FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    UPDATE blackboard.tasks t
+    SET status = 'held', position = NULL,
+        held = jsonb_build_object('code', 'paused', 'type', t.type, 'position', t.position)
+    WHERE t.session_id = p_session_id AND t.id IN (
+        SELECT w.id FROM blackboard.tasks w
+        WHERE w.session_id = p_session_id AND w.status IN ('pending', 'assigned') AND w.type = p_type
+        LIMIT p_batch FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END
+$$;
+
+CREATE FUNCTION blackboard.hold_returned_stage() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+    v_stage text;
+BEGIN
+    SELECT t.stage INTO v_stage FROM blackboard.flow_tasks t
+    WHERE t.session_id = NEW.session_id AND t.task_id = NEW.id AND t.kind = 'stage';
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT f.* INTO v_flow FROM blackboard.flow_tasks t
+    JOIN blackboard.flows f ON f.session_id = t.session_id AND f.id = t.flow_id
+    WHERE t.session_id = NEW.session_id AND t.task_id = NEW.id FOR UPDATE OF f;
+    IF v_flow.status = 'cancelled' THEN
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+            error = jsonb_build_object('code', 'flow_cancelled', 'message', 'The flow was cancelled.')
+        WHERE t.session_id = NEW.session_id AND t.id = NEW.id AND t.status IN ('pending', 'assigned', 'scheduled');
+        RETURN NULL;
+    ELSIF v_flow.finished_at IS NOT NULL THEN
+        RETURN NULL;
+    END IF;
+    -- A redrive: what had failed is open again.
+    UPDATE blackboard.flow_stages s SET state = 'ready', error = NULL
+    FROM blackboard.tasks t
+    WHERE s.session_id = NEW.session_id AND s.flow_id = v_flow.id AND s.name = v_stage AND s.task_id = NEW.id
+      AND s.state = 'failed' AND t.session_id = s.session_id AND t.id = s.task_id AND t.completed_at IS NULL;
+    IF v_flow.status = 'paused' THEN
+        UPDATE blackboard.tasks t
+        SET status = 'held', position = NULL, held = blackboard.held_by_flow(v_flow.id, v_flow.name, t.position)
+        WHERE t.session_id = NEW.session_id AND t.id = NEW.id AND t.status IN ('pending', 'assigned', 'scheduled');
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -2941,6 +4718,16 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.keep_ledger() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.raise('BB005', format('%s on blackboard.spend is refused: the ledger is append-only.', TG_OP),
+                             jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.keep_session_of_tasks() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2952,6 +4739,25 @@ BEGIN
         PERFORM blackboard.raise('BB012', 'A session that has tasks cannot be deleted; close it.',
                                  jsonb_build_object('noun', 'session', 'id', OLD.id));
     END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.keep_stage_task() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.flow_tasks t
+    JOIN blackboard.flows f ON f.session_id = t.session_id AND f.id = t.flow_id
+    WHERE t.session_id = OLD.session_id AND t.task_id = OLD.id AND f.finished_at IS NULL;
+    IF NOT FOUND THEN
+        RETURN OLD;
+    ELSIF pg_catalog.current_setting('blackboard.pruning', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    PERFORM blackboard.raise('BB012', format('Task %s belongs to a flow that is not over; cancel the flow.', OLD.id),
+                             jsonb_build_object('noun', 'task', 'id', OLD.id));
     RETURN NULL;
 END
 $$;
@@ -3127,6 +4933,70 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.lock_flow(p_session_id uuid, p_id uuid) RETURNS blackboard.flows
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+BEGIN
+    SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no flow %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'flow', 'id', p_id));
+    END IF;
+    RETURN v_flow;
+END
+$$;
+
+CREATE TABLE blackboard.spend (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    reservation_id uuid NOT NULL,
+    agent_id text NOT NULL,
+    task_id uuid,
+    unit text NOT NULL,
+    currency text,
+    reserved numeric NOT NULL,
+    settled numeric,
+    status text DEFAULT 'reserved'::text NOT NULL,
+    budget_ids uuid[] DEFAULT '{}'::uuid[] NOT NULL,
+    model text,
+    note text DEFAULT ''::text NOT NULL,
+    at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    settled_at timestamp with time zone,
+    lease_id uuid,
+    expires_at timestamp with time zone,
+    CONSTRAINT spend_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
+    CONSTRAINT spend_currency_form CHECK ((currency ~ '^[A-Z]{3,8}$'::text)),
+    CONSTRAINT spend_currency_iff_cost CHECK (((unit = 'cost'::text) = (currency IS NOT NULL))),
+    CONSTRAINT spend_holder_has_an_end CHECK (((status <> 'reserved'::text) OR (lease_id IS NOT NULL) OR (expires_at IS NOT NULL))),
+    CONSTRAINT spend_model_length CHECK (((length(model) >= 1) AND (length(model) <= 200))),
+    CONSTRAINT spend_note_length CHECK ((length(note) <= 1000)),
+    CONSTRAINT spend_reserved_range CHECK (((reserved >= (0)::numeric) AND (reserved <= '1000000000000000'::numeric) AND (scale(trim_scale(reserved)) <= 12))),
+    CONSTRAINT spend_settled_at_iff_ended CHECK (((status = 'reserved'::text) = (settled_at IS NULL))),
+    CONSTRAINT spend_settled_iff_settled CHECK (((status = 'settled'::text) = (settled IS NOT NULL))),
+    CONSTRAINT spend_settled_range CHECK (((settled >= (0)::numeric) AND (settled <= '1000000000000000'::numeric) AND (scale(trim_scale(settled)) <= 12))),
+    CONSTRAINT spend_status_known CHECK ((status = ANY (ARRAY['reserved'::text, 'settled'::text, 'released'::text, 'expired'::text]))),
+    CONSTRAINT spend_unit_known CHECK ((unit = ANY (ARRAY['tokens'::text, 'cost'::text, 'calls'::text, 'seconds'::text]))),
+    CONSTRAINT spend_whole_units CHECK (((unit <> ALL (ARRAY['tokens'::text, 'calls'::text])) OR ((reserved = trunc(reserved)) AND ((settled IS NULL) OR (settled = trunc(settled))))))
+);
+
+COMMENT ON TABLE blackboard.spend IS 'The ledger: rows are added, and ended once. Counters in blackboard.budgets are kept from it by triggers.';
+
+CREATE FUNCTION blackboard.lock_reservation(p_session_id uuid, p_id uuid) RETURNS SETOF blackboard.spend
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(blackboard.budgets_lock(p_session_id));
+    RETURN QUERY SELECT * FROM blackboard.spend s
+                 WHERE s.session_id = p_session_id AND s.reservation_id = p_id ORDER BY s.id FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no reservation %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'reservation', 'id', p_id));
+    END IF;
+END
+$$;
+
 CREATE FUNCTION blackboard.log_odds(p_confidence double precision) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT pg_catalog.ln(p_confidence / (1 - p_confidence)) $$;
@@ -3160,11 +5030,186 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.loop_stage(p_session_id uuid, p_flow_id uuid, p_name text, p_quality double precision) RETURNS text[]
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_stage blackboard.flow_stages;
+    v_segment text[];
+    v_stale uuid[];
+    v_feedback jsonb;
+BEGIN
+    SELECT * INTO v_stage FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = p_name;
+    WITH RECURSIVE above (name) AS (
+        SELECT p_name
+        UNION
+        SELECT e.depends_on FROM above a
+        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = a.name
+        WHERE a.name <> coalesce(v_stage.loop_to, p_name)
+    ), below (name) AS (
+        SELECT coalesce(v_stage.loop_to, p_name)
+        UNION
+        SELECT e.stage FROM below b
+        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = b.name
+        WHERE b.name <> p_name)
+    SELECT array_agg(a.name) INTO v_segment FROM above a JOIN below b USING (name);
+    SELECT jsonb_build_object('stage', p_name, 'quality', p_quality, 'min_quality', v_stage.min_quality,
+                              'iteration', v_stage.iteration, 'task_id', t.id, 'result', t.result)
+    INTO v_feedback
+    FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_stage.task_id;
+    SELECT array_agg(s.task_id) INTO v_stale FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment)
+      AND s.state IN ('waiting', 'ready') AND s.name <> p_name;
+    UPDATE blackboard.flow_stages s
+    SET state = 'waiting', task_id = gen_random_uuid(), iteration = s.iteration + 1,
+        loops = CASE WHEN s.name = p_name THEN s.loops + 1 ELSE 0 END,
+        quality = NULL, error = NULL, stopping = false
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment);
+    PERFORM blackboard.make_stage_tasks(p_session_id, p_flow_id, v_segment, v_feedback);
+    -- A branch that an early join left behind belongs to the old round.
+    PERFORM blackboard.stop_tasks(p_session_id, v_stale, 'superseded', 'A later round of this stage has begun.');
+    RETURN v_segment;
+END
+$$;
+
+CREATE FUNCTION blackboard.make_stage_tasks(p_session_id uuid, p_flow_id uuid, p_stages text[], p_feedback jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_ids uuid[];
+    v_made integer;
+BEGIN
+    SELECT array_agg(s.task_id), blackboard.add_tasks(
+               p_session_id, array_agg(s.task_id ORDER BY s.ordinal),
+               array_agg(s.template ->> 'type' ORDER BY s.ordinal),
+               array_agg(coalesce(s.template ->> 'capability', '') ORDER BY s.ordinal),
+               array_agg(coalesce((s.template ->> 'priority')::smallint, 5::smallint) ORDER BY s.ordinal),
+               array_agg(blackboard.with_note(coalesce(s.template -> 'parameters', '{}'), 'feedback', p_feedback)
+                         ORDER BY s.ordinal),
+               array_agg(nullif(s.template -> 'options', 'null') ORDER BY s.ordinal),
+               nullif(current_setting('blackboard.actor', true), ''))
+    INTO v_ids, v_made
+    FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages);
+    IF v_made < cardinality(v_ids) THEN
+        PERFORM blackboard.raise('BB004', 'The id of a stage''s task was used before; leave it out or use a new one.',
+                                 '{"noun": "task", "field": "id"}');
+    END IF;
+    INSERT INTO blackboard.flow_tasks (session_id, task_id, flow_id, stage, iteration)
+    SELECT s.session_id, s.task_id, s.flow_id, s.name, s.iteration FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages);
+    -- has_dependants: somebody waits for their end, namely the flow.
+    UPDATE blackboard.tasks t
+    SET has_dependants = true, blockers = 1,
+        status = CASE WHEN t.status IN ('pending', 'assigned', 'scheduled') THEN 'blocked' ELSE t.status END,
+        position = NULL
+    WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
+END
+$$;
+
 CREATE FUNCTION blackboard.may_overrule(p_session_id uuid, p_actor text) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
     SELECT coalesce((SELECT m.role = 'controller' AND m.left_at IS NULL FROM blackboard.memberships m
                      WHERE m.session_id = p_session_id AND m.agent_id = p_actor), true)
+$$;
+
+CREATE FUNCTION blackboard.modify_flow(p_session_id uuid, p_id uuid, p_expected integer, p_change jsonb, p_actor text, p_key text) RETURNS SETOF blackboard.flows
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+    v_stage blackboard.flow_stages;
+    v_name text;
+    v_value jsonb;
+    v_left text;
+    v_removed uuid[] := '{}';
+    v_rewired text[] := '{}';
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    IF NOT blackboard.first_time(p_session_id, p_key, 'modify_flow', jsonb_build_array(p_id, p_expected, p_change)) THEN
+        RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
+        RETURN;
+    END IF;
+    PERFORM blackboard.open_session(p_session_id);
+    v_flow := blackboard.lock_flow(p_session_id, p_id);
+    IF v_flow.version <> p_expected THEN
+        PERFORM blackboard.raise('BB012', format('Flow %s is at version %s, not %s: look at it again, then repeat the change.',
+                                                 p_id, v_flow.version, p_expected),
+                                 jsonb_build_object('noun', 'flow', 'id', p_id, 'version', v_flow.version,
+                                                    'expected_version', p_expected));
+    END IF;
+    PERFORM blackboard.refuse_finished_flow(v_flow);
+    IF v_flow.compensating THEN
+        PERFORM blackboard.raise('BB003', 'The flow has failed and is being compensated: it takes no more changes.',
+                                 jsonb_build_object('noun', 'flow', 'id', p_id, 'status', v_flow.status));
+    END IF;
+    FOR v_name IN SELECT r.name FROM jsonb_array_elements_text(coalesce(p_change -> 'remove', '[]')) r (name) ORDER BY 1 LOOP
+        v_stage := blackboard.unstarted_stage(p_session_id, v_flow, v_name);
+        v_removed := v_removed || v_stage.task_id;
+        DELETE FROM blackboard.flow_edges e WHERE e.session_id = p_session_id AND e.flow_id = p_id AND e.stage = v_name;
+    END LOOP;
+    FOR v_name IN SELECT k FROM jsonb_object_keys(coalesce(p_change -> 'rewire', '{}')) k ORDER BY 1 LOOP
+        v_stage := blackboard.unstarted_stage(p_session_id, v_flow, v_name);
+        v_rewired := v_rewired || v_name;
+        DELETE FROM blackboard.flow_edges e WHERE e.session_id = p_session_id AND e.flow_id = p_id AND e.stage = v_name;
+    END LOOP;
+    SELECT e.stage INTO v_left FROM blackboard.flow_edges e
+    WHERE e.session_id = p_session_id AND e.flow_id = p_id
+      AND e.depends_on IN (SELECT jsonb_array_elements_text(coalesce(p_change -> 'remove', '[]'))) LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Stage %L depends on a stage that is to be removed: rewire or remove it too.',
+                                                 v_left),
+                                 jsonb_build_object('field', 'remove', 'stage', v_left));
+    END IF;
+    DELETE FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.task_id = ANY (v_removed);
+    IF p_change -> 'add' IS NOT NULL THEN
+        PERFORM blackboard.add_stages(p_session_id, p_id, p_change -> 'add');
+    END IF;
+    IF cardinality(v_rewired) > 0 THEN
+        PERFORM blackboard.wire_stages(
+            p_session_id, p_id, (SELECT jsonb_agg(jsonb_build_object('name', r.key, 'after', r.value))
+                                 FROM jsonb_each(p_change -> 'rewire') r));
+        -- What was ready waits again until its new dependencies are looked at.
+        UPDATE blackboard.flow_stages s SET state = 'waiting'
+        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.name = ANY (v_rewired) AND s.state = 'ready';
+        UPDATE blackboard.tasks t
+        SET blockers = 1, position = NULL, held = NULL,
+            status = CASE WHEN t.status IN ('pending', 'assigned', 'scheduled', 'held') THEN 'blocked' ELSE t.status END
+        WHERE t.session_id = p_session_id AND t.blockers = 0
+          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
+                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.name = ANY (v_rewired));
+    END IF;
+    FOR v_name, v_value IN SELECT r.key, r.value FROM jsonb_each(coalesce(p_change -> 'reprioritise', '{}')) r ORDER BY 1 LOOP
+        v_stage := blackboard.unstarted_stage(p_session_id, v_flow, v_name);
+        UPDATE blackboard.flow_stages s SET template = s.template || jsonb_build_object('priority', v_value)
+        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.name = v_name;
+        UPDATE blackboard.tasks t SET priority = (v_value #>> '{}')::smallint
+        WHERE t.session_id = p_session_id AND t.id = v_stage.task_id;
+    END LOOP;
+    IF NOT EXISTS (SELECT FROM blackboard.flow_stages s WHERE s.session_id = p_session_id AND s.flow_id = p_id) THEN
+        PERFORM blackboard.raise('BB002', 'A flow has at least one stage; cancel it instead.', '{"field": "remove"}');
+    END IF;
+    PERFORM blackboard.check_flow(p_session_id, p_id);
+    PERFORM set_config('blackboard.flow_change',
+                       CASE WHEN pg_column_size(p_change) <= 65536 THEN p_change::text ELSE '' END, true);
+    UPDATE blackboard.flows f SET version = f.version + 1 WHERE f.session_id = p_session_id AND f.id = p_id;
+    PERFORM set_config('blackboard.flow_change', '', true);
+    UPDATE blackboard.tasks t
+    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+        error = jsonb_build_object('code', 'removed', 'message', 'Its stage was taken out of the flow.')
+    WHERE t.session_id = p_session_id AND t.id = ANY (v_removed) AND t.completed_at IS NULL;
+    PERFORM blackboard.settle_flow(
+        p_session_id, p_id, '{}', v_rewired || array(
+            SELECT a.stage ->> 'name' FROM jsonb_array_elements(coalesce(p_change -> 'add', '[]')) a (stage)));
+    RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
+END
 $$;
 
 CREATE FUNCTION blackboard.needs_adoption() RETURNS boolean
@@ -3263,6 +5308,93 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.over_budget(p_session_id uuid, p_agent_id text, p_task_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$ SELECT EXISTS (SELECT FROM blackboard.spent_budgets(p_session_id, p_agent_id, p_task_id)) $$;
+
+CREATE FUNCTION blackboard.pause_flow(p_session_id uuid, p_id uuid, p_stop boolean, p_actor text) RETURNS SETOF blackboard.flows
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    IF p_stop THEN
+        PERFORM blackboard.ask_to_stop(p_session_id, p_id);
+    END IF;
+    v_flow := blackboard.lock_flow(p_session_id, p_id);
+    PERFORM blackboard.refuse_finished_flow(v_flow);
+    IF v_flow.status = 'running' THEN
+        UPDATE blackboard.flows f SET status = 'paused', version = f.version + 1
+        WHERE f.session_id = p_session_id AND f.id = p_id;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status IN ('pending', 'assigned', 'scheduled')
+          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
+                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
+        ORDER BY t.id FOR UPDATE;
+        UPDATE blackboard.tasks t
+        SET status = 'held', position = NULL, held = blackboard.held_by_flow(p_id, v_flow.name, t.position)
+        WHERE t.session_id = p_session_id AND t.status IN ('pending', 'assigned', 'scheduled')
+          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
+                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready');
+    END IF;
+    IF p_stop THEN
+        UPDATE blackboard.flow_stages s SET stopping = true
+        FROM blackboard.tasks t
+        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready' AND NOT s.stopping
+          AND t.session_id = s.session_id AND t.id = s.task_id AND t.status = 'running' AND t.cancel_requested;
+    END IF;
+    RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.pause_schedule(p_session_id uuid, p_id uuid, p_paused boolean, p_next_at timestamp with time zone, p_error text, p_actor text) RETURNS SETOF blackboard.schedules
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    UPDATE blackboard.schedules s
+    SET paused = p_paused, next_at = CASE WHEN p_paused THEN s.next_at ELSE p_next_at END,
+        error = CASE WHEN p_paused THEN left(p_error, 10000) END
+    WHERE s.session_id = p_session_id AND s.id = p_id AND s.removed_at IS NULL AND s.paused <> p_paused;
+    RETURN QUERY SELECT * FROM blackboard.schedules s
+                 WHERE s.session_id = p_session_id AND s.id = p_id AND s.removed_at IS NULL;
+END
+$$;
+
+CREATE TABLE blackboard.pauses (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    paused_by text DEFAULT blackboard.current_actor() NOT NULL,
+    paused_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    resumed_at timestamp with time zone,
+    CONSTRAINT pauses_kind_known CHECK ((kind = ANY (ARRAY['type'::text, 'capability'::text]))),
+    CONSTRAINT pauses_name_length CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT pauses_reason_length CHECK ((length(reason) <= 4000))
+);
+
+CREATE FUNCTION blackboard.pause_tasks(p_session_id uuid, p_id uuid, p_kind text, p_name text, p_reason text, p_actor text) RETURNS SETOF blackboard.pauses
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    INSERT INTO blackboard.pauses AS p (session_id, id, kind, name, reason, paused_by)
+    VALUES (p_session_id, p_id, p_kind, p_name, p_reason, blackboard.current_actor())
+    ON CONFLICT (session_id, kind, name) DO UPDATE
+        SET resumed_at = NULL, reason = excluded.reason, paused_by = excluded.paused_by, paused_at = blackboard.now()
+        WHERE p.resumed_at IS NOT NULL;
+    RETURN QUERY SELECT p.* FROM blackboard.pauses p
+                 WHERE p.session_id = p_session_id AND p.kind = p_kind AND p.name = p_name;
+END
+$$;
+
 CREATE FUNCTION blackboard.pool_log_odds(p_confidences double precision[], p_weights double precision[]) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -3273,6 +5405,41 @@ CREATE FUNCTION blackboard.pool_log_odds(p_confidences double precision[], p_wei
           WHERE u.c IS NOT NULL
           -- A sum of doubles depends on its order, and the pool must not.
           ORDER BY 1, 2) s
+$$;
+
+CREATE FUNCTION blackboard.prepare_budget() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        -- Nobody spends while a budget is born: what was spent before is its opening, what comes after is charged.
+        PERFORM pg_advisory_xact_lock(blackboard.budgets_lock(NEW.session_id));
+        NEW.reserved := 0;
+        NEW.spent := 0;
+        NEW.opening := 0;
+        -- A period that has no windows is for budgets_period_range to refuse.
+        NEW.window_start := CASE
+            WHEN NEW.period IS NULL THEN NULL
+            WHEN NEW.period > interval '0' AND extract(year FROM NEW.period) = 0 AND extract(month FROM NEW.period) = 0
+                THEN blackboard.budget_window(NEW.period, blackboard.now())
+            ELSE blackboard.now() END;
+        RETURN NEW;
+    END IF;
+    IF (NEW.session_id, NEW.id, NEW.scope, NEW.agent_id, NEW.task_id, NEW.unit, NEW.currency, NEW.period)
+       IS DISTINCT FROM
+       (OLD.session_id, OLD.id, OLD.scope, OLD.agent_id, OLD.task_id, OLD.unit, OLD.currency, OLD.period) THEN
+        PERFORM blackboard.raise('BB003', 'What a budget is about does not change; use blackboard.set_budget().',
+                                 jsonb_build_object('noun', 'budget', 'id', OLD.id));
+    END IF;
+    IF pg_trigger_depth() = 1
+       AND (NEW.reserved, NEW.spent, NEW.opening, NEW.window_start)
+           IS DISTINCT FROM (OLD.reserved, OLD.spent, OLD.opening, OLD.window_start) THEN
+        PERFORM blackboard.raise('BB005', 'The counters of a budget are kept by the ledger; write to blackboard.spend.',
+                                 jsonb_build_object('noun', 'budget', 'id', OLD.id));
+    END IF;
+    RETURN NEW;
+END
 $$;
 
 CREATE FUNCTION blackboard.prepare_finding() RETURNS trigger
@@ -3318,6 +5485,80 @@ BEGIN
             PERFORM blackboard.raise('BB005', 'A hypothesis''s confidence is computed; assess it or add evidence.',
                                      jsonb_build_object('field', 'confidence', 'id', OLD.id));
         END IF;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION blackboard.prepare_spend() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_left timestamptz;
+    v_other text;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.status NOT IN ('reserved', 'settled') THEN
+            PERFORM blackboard.raise('BB003', 'An entry of the ledger begins as reserved, or as settled.',
+                                     '{"noun": "reservation", "field": "status"}');
+        END IF;
+        PERFORM pg_advisory_xact_lock_shared(blackboard.budgets_lock(NEW.session_id));
+        SELECT m.left_at INTO v_left FROM blackboard.memberships m
+        WHERE m.session_id = NEW.session_id AND m.agent_id = NEW.agent_id;
+        IF NOT FOUND THEN
+            PERFORM blackboard.open_session(NEW.session_id);
+            PERFORM blackboard.raise('BB001', format('%s is not a member of this session; join it first.', NEW.agent_id),
+                                     jsonb_build_object('noun', 'agent', 'id', NEW.agent_id, 'field', 'agent_id'));
+        ELSIF v_left IS NOT NULL AND NEW.status = 'reserved' THEN
+            PERFORM blackboard.raise('BB005', format('%s has left this session; join it again to spend.', NEW.agent_id),
+                                     jsonb_build_object('noun', 'agent', 'id', NEW.agent_id));
+        END IF;
+        IF NEW.task_id IS NOT NULL THEN
+            PERFORM FROM blackboard.tasks t WHERE t.session_id = NEW.session_id AND t.id = NEW.task_id;
+            IF NOT FOUND THEN
+                PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', NEW.task_id),
+                                         jsonb_build_object('noun', 'task', 'id', NEW.task_id, 'field', 'task'));
+            END IF;
+        END IF;
+        SELECT coalesce(array_agg(b.id ORDER BY b.id), '{}'),
+               min(b.currency) FILTER (WHERE b.currency IS DISTINCT FROM NEW.currency)
+        INTO NEW.budget_ids, v_other
+        FROM blackboard.budgets b
+        WHERE b.session_id = NEW.session_id AND b.unit = NEW.unit
+          AND (b.agent_id IS NULL OR b.agent_id = NEW.agent_id) AND (b.task_id IS NULL OR b.task_id = NEW.task_id);
+        IF v_other IS NOT NULL THEN
+            PERFORM blackboard.raise('BB002', format('The budget of cost is in %s; say what this costs in %s.',
+                                                     v_other, v_other),
+                                     jsonb_build_object('field', 'currency', 'currency', v_other));
+        END IF;
+        NEW.at := blackboard.now();
+        NEW.settled_at := CASE WHEN NEW.status = 'settled' THEN NEW.at END;
+        NEW.expires_at := CASE WHEN NEW.lease_id IS NULL AND NEW.status = 'reserved'
+                               THEN coalesce(NEW.expires_at, NEW.at + interval '1 hour') END;
+        RETURN NEW;
+    END IF;
+    IF (NEW.session_id, NEW.id, NEW.reservation_id, NEW.agent_id, NEW.task_id, NEW.unit, NEW.currency, NEW.reserved,
+        NEW.at, NEW.lease_id, NEW.expires_at)
+       IS DISTINCT FROM
+       (OLD.session_id, OLD.id, OLD.reservation_id, OLD.agent_id, OLD.task_id, OLD.unit, OLD.currency, OLD.reserved,
+        OLD.at, OLD.lease_id, OLD.expires_at)
+       OR (NEW.budget_ids IS DISTINCT FROM OLD.budget_ids AND pg_trigger_depth() = 1) THEN
+        PERFORM blackboard.raise('BB005', 'The ledger is append-only: an entry is ended, never rewritten.',
+                                 jsonb_build_object('noun', 'reservation', 'id', OLD.reservation_id));
+    END IF;
+    IF NEW.status = OLD.status THEN
+        IF (NEW.settled, NEW.settled_at) IS DISTINCT FROM (OLD.settled, OLD.settled_at) THEN
+            PERFORM blackboard.raise('BB003', 'What was settled stays; reserve and settle the difference.',
+                                     jsonb_build_object('noun', 'reservation', 'id', OLD.reservation_id,
+                                                        'status', OLD.status));
+        END IF;
+    ELSIF OLD.status = 'reserved' OR (OLD.status = 'expired' AND NEW.status = 'settled') THEN
+        NEW.settled_at := blackboard.now();
+    ELSE
+        PERFORM blackboard.raise('BB003', format('This reservation was %s already.', OLD.status),
+                                 jsonb_build_object('noun', 'reservation', 'id', OLD.reservation_id,
+                                                    'status', OLD.status));
     END IF;
     RETURN NEW;
 END
@@ -3524,7 +5765,6 @@ $$;
 
 CREATE FUNCTION blackboard.prune_events(p_session_id uuid, p_before timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql
-    SET "blackboard.pruning" TO 'on'
     AS $$
 DECLARE
     v_tx bigint;
@@ -3539,13 +5779,96 @@ BEGIN
     IF v_tx IS NULL THEN
         RETURN 0;
     END IF;
+    PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
     DELETE FROM blackboard.events WHERE session_id = p_session_id AND tx <= v_tx;
     GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
     INSERT INTO blackboard.pruned_events (session_id, tx, seq) VALUES (p_session_id, v_tx, v_seq)
     ON CONFLICT (session_id) DO UPDATE
         SET tx = greatest(pruned_events.tx, excluded.tx), seq = greatest(pruned_events.seq, excluded.seq),
             pruned_at = blackboard.now();
     RETURN v_count;
+END
+$$;
+
+CREATE FUNCTION blackboard.prune_tasks(p_session_id uuid, p_before timestamp with time zone, p_statuses text[], p_after uuid, p_scan integer, p_dry_run boolean, p_actor text, OUT next uuid, OUT pruned integer) RETURNS record
+    LANGUAGE plpgsql
+    SET "blackboard.pruning" TO 'on'
+    AS $$
+DECLARE
+    v_seen uuid[];
+    v_ids uuid[];
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    SELECT array_agg(w.id ORDER BY w.id) INTO v_seen FROM (
+        SELECT t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND (p_after IS NULL OR t.id > p_after)
+        ORDER BY t.id LIMIT p_scan) w;
+    next := CASE WHEN cardinality(v_seen) = p_scan THEN v_seen[p_scan] END;
+    SELECT array_agg(t.id ORDER BY t.id) INTO v_ids FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = ANY (v_seen) AND t.completed_at < p_before
+      AND t.status = ANY (p_statuses)
+      AND NOT (t.has_dependants AND EXISTS (
+              SELECT FROM blackboard.task_dependencies d
+              JOIN blackboard.tasks c ON c.session_id = d.session_id AND c.id = d.task_id
+              WHERE d.session_id = p_session_id AND d.depends_on_id = t.id AND c.completed_at IS NULL));
+    pruned := coalesce(cardinality(v_ids), 0);
+    IF p_dry_run OR v_ids IS NULL THEN
+        RETURN;
+    END IF;
+    -- In another statement than the look, so that what was redriven meanwhile is seen and stays.
+    SELECT array_agg(w.id) INTO v_ids FROM (
+        SELECT t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.completed_at < p_before
+          AND t.status = ANY (p_statuses)
+        ORDER BY t.id FOR UPDATE SKIP LOCKED) w;
+    DELETE FROM blackboard.task_dependencies d
+    WHERE d.session_id = p_session_id AND (d.depends_on_id = ANY (v_ids) OR d.task_id = ANY (v_ids));
+    DELETE FROM blackboard.late_results r WHERE r.session_id = p_session_id AND r.task_id = ANY (v_ids);
+    DELETE FROM blackboard.task_keys k WHERE k.session_id = p_session_id AND k.task_id = ANY (v_ids);
+    DELETE FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
+    pruned := coalesce(cardinality(v_ids), 0);
+    DELETE FROM blackboard.limit_usage u
+    WHERE u.session_id = p_session_id AND u.key <> '' AND u.running = 0 AND NOT u.waiting
+      AND u.window_started_at < p_before AND u.deferred = 0;
+END
+$$;
+
+CREATE FUNCTION blackboard.pull_held(p_session_id uuid, p_capabilities text[], p_limit integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_usage record;
+    v_capability text;
+    v_left integer;
+    v_total integer := 0;
+BEGIN
+    FOR v_usage IN
+        SELECT u.limit_id, u.key, l.max_running - u.running AS free
+        FROM blackboard.limit_usage u JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
+        WHERE u.session_id = p_session_id AND u.waiting AND l.removed_at IS NULL AND u.running < l.max_running
+        ORDER BY random() LIMIT 50
+    LOOP
+        v_left := least(v_usage.free, p_limit - v_total);
+        FOREACH v_capability IN ARRAY p_capabilities LOOP
+            v_left := v_left - blackboard.return_held(p_session_id, 'limit', v_usage.limit_id::text, v_usage.key,
+                                                      v_capability, v_left);
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        IF v_left = least(v_usage.free, p_limit - v_total) THEN
+            PERFORM 1 FROM blackboard.limit_usage u
+            WHERE u.session_id = p_session_id AND u.limit_id = v_usage.limit_id AND u.key = v_usage.key
+            FOR UPDATE SKIP LOCKED;
+            IF FOUND THEN
+                PERFORM set_config('blackboard.slots', 'locked', true);
+                PERFORM blackboard.forget_waiting(p_session_id, v_usage.limit_id, v_usage.key);
+            END IF;
+        END IF;
+        v_total := v_total + least(v_usage.free, p_limit - v_total) - v_left;
+        EXIT WHEN v_total >= p_limit;
+    END LOOP;
+    RETURN v_total > 0;
 END
 $$;
 
@@ -3685,6 +6008,10 @@ BEGIN
 END
 $_$;
 
+CREATE FUNCTION blackboard.reason(p_code text, p_message text, p_details jsonb DEFAULT '{}'::jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT pg_catalog.jsonb_build_object('code', p_code, 'message', p_message, 'details', p_details) $$;
+
 CREATE FUNCTION blackboard.record_delete() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3694,6 +6021,17 @@ BEGIN
     SELECT coalesce(o.doc ->> 'session_id', o.doc ->> 'id')::uuid, TG_ARGV[0] || '.deleted',
            (o.doc ->> TG_ARGV[1])::uuid, o.doc
     FROM (SELECT to_jsonb(r) AS doc FROM old_rows r) o;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.record_pruned_tasks() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'task.pruned', o.id, jsonb_build_object('type', o.type, 'status', o.status) FROM old_rows o;
     RETURN NULL;
 END
 $$;
@@ -3789,11 +6127,13 @@ BEGIN
         GROUP BY t.id
     ), moved AS (
         SELECT t.id, c.waiting, c.failed,
-               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held') THEN t.status
+               -- Ready ones too: a task that is added after its parent failed must not run.
+               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held', 'pending', 'assigned')
+                    THEN t.status
                     WHEN c.failed IS NOT NULL THEN 'cancelled'
                     WHEN t.status = 'blocked' AND c.waiting = 0 THEN
                         CASE WHEN t.run_at > blackboard.now() THEN 'scheduled'
-                             WHEN t.assigned_to IS NOT NULL THEN 'assigned' ELSE 'pending' END
+                             WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END
                     ELSE t.status END AS status
         FROM counted c JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = c.id
     )
@@ -3812,6 +6152,59 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.refresh_gated(p_session_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.sessions WHERE id = p_session_id FOR NO KEY UPDATE;
+    UPDATE blackboard.sessions s SET gated = g.gated
+    FROM (SELECT EXISTS (SELECT FROM blackboard.limits WHERE session_id = p_session_id)
+                 OR EXISTS (SELECT FROM blackboard.pauses WHERE session_id = p_session_id) AS gated) g
+    WHERE s.id = p_session_id AND s.gated <> (g.gated OR s.ageing IS NOT NULL);
+END
+$$;
+
+CREATE FUNCTION blackboard.refresh_gated_after_delete() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.refresh_gated(s.session_id) FROM (SELECT DISTINCT session_id FROM old_rows ORDER BY 1) s;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_budget(p_session_id uuid, p_agent_id text, p_facts jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_budget blackboard.budgets;
+    v_last jsonb;
+    v_data jsonb;
+BEGIN
+    SELECT * INTO v_budget FROM blackboard.budgets b
+    WHERE b.session_id = p_session_id AND b.id = (p_facts ->> 'budget')::uuid;
+    IF NOT FOUND OR pg_column_size(p_facts) > 8192 THEN
+        RETURN false;
+    END IF;
+    v_data := jsonb_build_object(
+        'agent_id', p_agent_id, 'task_id', p_facts -> 'task_id', 'scope', v_budget.scope, 'unit', v_budget.unit,
+        'currency', v_budget.currency, 'asked', p_facts -> 'asked', 'ceiling', trim_scale(v_budget.ceiling),
+        'spent', trim_scale(v_budget.spent), 'reserved', trim_scale(v_budget.reserved));
+    SELECT e.data INTO v_last FROM blackboard.events e
+    WHERE e.session_id = p_session_id AND e.subject_id = v_budget.id ORDER BY e.seq DESC LIMIT 1;
+    IF v_last = v_data THEN
+        RETURN false;
+    END IF;
+    INSERT INTO blackboard.events (session_id, actor, type, subject_id, data)
+    VALUES (p_session_id, p_agent_id, 'budget.refused', v_budget.id, v_data);
+    PERFORM blackboard.hint(p_session_id, 'budgets');
+    RETURN true;
+END
+$$;
+
 CREATE FUNCTION blackboard.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -3823,6 +6216,49 @@ BEGIN
         format('%s on blackboard.%s is refused: history is append-only; prune it with blackboard.prune_events().',
                TG_OP, TG_TABLE_NAME),
         jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_edge_of_stage() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_task uuid;
+BEGIN
+    SELECT n.task_id INTO v_task FROM new_rows n
+    JOIN blackboard.flow_tasks f ON f.session_id = n.session_id AND f.task_id = n.task_id AND f.kind = 'stage' LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Task %s is a stage of a flow: change what it depends on with '
+                                                 'flows.modify(rewire=…).', v_task),
+                                 jsonb_build_object('field', 'depends_on', 'id', v_task));
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_finished_flow(p_flow blackboard.flows) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF p_flow.finished_at IS NOT NULL THEN
+        PERFORM blackboard.raise('BB003', format('Flow %s is %s and does not change any more.', p_flow.id, p_flow.status),
+                                 jsonb_build_object('noun', 'flow', 'id', p_flow.id, 'status', p_flow.status,
+                                                    'version', p_flow.version));
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_flow_change() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM blackboard.raise('BB005', format('%s on blackboard.%s is refused: flows are changed by their verbs, such as '
+                                             'blackboard.create_flow() and blackboard.modify_flow().',
+                                             TG_OP, TG_TABLE_NAME),
+                             jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
     RETURN NULL;
 END
 $$;
@@ -3894,6 +6330,26 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.release_budget(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.spend
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    AS $$
+DECLARE
+    v_statuses text[];
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    SELECT array_agg(DISTINCT l.status) INTO v_statuses FROM blackboard.lock_reservation(p_session_id, p_id) l;
+    IF 'settled' = ANY (v_statuses) THEN
+        PERFORM blackboard.raise('BB003', 'This reservation was settled; what was spent cannot be taken back.',
+                                 jsonb_build_object('noun', 'reservation', 'id', p_id, 'status', 'settled'));
+    END IF;
+    UPDATE blackboard.spend s SET status = 'released'
+    WHERE s.session_id = p_session_id AND s.reservation_id = p_id AND s.status = 'reserved';
+    RETURN QUERY SELECT * FROM blackboard.spend s
+                 WHERE s.session_id = p_session_id AND s.reservation_id = p_id ORDER BY s.unit;
+END
+$$;
+
 CREATE FUNCTION blackboard.release_lock(p_session_id uuid, p_name text, p_agent_id text, p_token bigint) RETURNS blackboard.locks
     LANGUAGE plpgsql
     AS $$
@@ -3912,6 +6368,28 @@ BEGIN
         released_token = p_token
     WHERE session_id = p_session_id AND id = v_lock.id;
     RETURN blackboard.advance_lock(p_session_id, v_lock.id);
+END
+$$;
+
+CREATE FUNCTION blackboard.release_stages(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE blackboard.tasks t
+    SET blockers = 0, status = n.status,
+        position = CASE WHEN n.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+        held = CASE WHEN n.paused THEN blackboard.held_by_flow(n.flow_id, n.flow_name, NULL) ELSE t.held END
+    FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name, o.status = 'blocked' AND f.status = 'paused' AS paused,
+                 CASE WHEN o.status <> 'blocked' THEN o.status
+                      WHEN f.status = 'paused' THEN 'held'
+                      ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
+          FROM blackboard.flow_stages s
+          JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
+          JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
+          WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+            AND o.completed_at IS NULL
+          ORDER BY s.ordinal) n
+    WHERE t.session_id = p_session_id AND t.id = n.id;
 END
 $$;
 
@@ -3968,6 +6446,50 @@ BEGIN
     WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
       AND t.lease_id IS NOT NULL
     RETURNING t.id, t.status;
+END
+$$;
+
+CREATE FUNCTION blackboard.remove_budget(p_session_id uuid, p_unit text, p_agent_id text, p_task_id uuid, p_actor text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    DELETE FROM blackboard.budgets b
+    WHERE b.session_id = p_session_id AND b.agent_id IS NOT DISTINCT FROM p_agent_id
+      AND b.task_id IS NOT DISTINCT FROM p_task_id AND b.unit = p_unit;
+    RETURN FOUND;
+END
+$$;
+
+CREATE FUNCTION blackboard.remove_limit(p_session_id uuid, p_name text, p_actor text) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    SELECT l.id INTO v_id FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.name = p_name;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no limit %L in this session; list them with '
+                                                 '`blackboard limit list`.', p_name),
+                                 jsonb_build_object('noun', 'limit', 'id', p_name));
+    END IF;
+    UPDATE blackboard.limits SET removed_at = blackboard.now()
+    WHERE session_id = p_session_id AND id = v_id AND removed_at IS NULL;
+    RETURN v_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.remove_schedule(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.schedules
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    UPDATE blackboard.schedules s SET removed_at = blackboard.now()
+    WHERE s.session_id = p_session_id AND s.id = p_id AND s.removed_at IS NULL;
+    RETURN QUERY SELECT * FROM blackboard.schedules s WHERE s.session_id = p_session_id AND s.id = p_id;
 END
 $$;
 
@@ -4119,6 +6641,163 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.reserve_budget(p_session_id uuid, p_id uuid, p_agent_id text, p_task_id uuid, p_units text[], p_amounts numeric[], p_currency text, p_model text, p_note text, p_lease_id uuid) RETURNS SETOF blackboard.spend
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    AS $$
+DECLARE
+    v_added integer := 0;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM FROM blackboard.spend s WHERE s.session_id = p_session_id AND s.reservation_id = p_id;
+    IF NOT FOUND THEN
+        IF p_lease_id IS NOT NULL THEN
+            PERFORM blackboard.live_lease(p_lease_id);
+        END IF;
+        INSERT INTO blackboard.spend (session_id, reservation_id, agent_id, task_id, unit, currency, reserved, model,
+                                      note, lease_id)
+        SELECT p_session_id, p_id, p_agent_id, p_task_id, x.unit, CASE WHEN x.unit = 'cost' THEN p_currency END,
+               x.amount, p_model, coalesce(p_note, ''), p_lease_id
+        FROM unnest(p_units, p_amounts) x (unit, amount) ORDER BY x.unit
+        ON CONFLICT (session_id, reservation_id, unit) DO NOTHING;
+        GET DIAGNOSTICS v_added = ROW_COUNT;
+    END IF;
+    IF v_added < cardinality(p_units) THEN
+        -- Units that were first named when it was settled have nothing reserved.
+        IF EXISTS (
+            SELECT FROM (SELECT * FROM blackboard.spend s
+                         WHERE s.session_id = p_session_id AND s.reservation_id = p_id) s
+            FULL JOIN unnest(p_units, p_amounts) x (unit, amount) ON x.unit = s.unit
+            WHERE coalesce(s.reserved, -1) IS DISTINCT FROM coalesce(x.amount, 0)
+               OR (s.agent_id, s.task_id) IS DISTINCT FROM (p_agent_id, p_task_id)
+               OR (s.unit = 'cost' AND x.unit IS NOT NULL AND s.currency IS DISTINCT FROM p_currency)) THEN
+            PERFORM blackboard.raise('BB004', 'A reservation with this id has other content; use a new id.',
+                                     jsonb_build_object('noun', 'reservation', 'id', p_id, 'field', 'id'));
+        END IF;
+    END IF;
+    RETURN QUERY SELECT * FROM blackboard.spend s
+                 WHERE s.session_id = p_session_id AND s.reservation_id = p_id ORDER BY s.unit;
+END
+$$;
+
+CREATE FUNCTION blackboard.resume_flow(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.flows
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    v_flow := blackboard.lock_flow(p_session_id, p_id);
+    PERFORM blackboard.refuse_finished_flow(v_flow);
+    IF v_flow.status = 'paused' THEN
+        PERFORM blackboard.open_session(p_session_id);
+        UPDATE blackboard.flows f SET status = 'running', version = f.version + 1
+        WHERE f.session_id = p_session_id AND f.id = p_id;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'flow_paused'
+          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
+                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
+        ORDER BY t.id FOR UPDATE;
+        UPDATE blackboard.tasks t
+        SET status = n.status, held = NULL, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
+        FROM (SELECT o.id, o.status, nextval('blackboard.task_positions') AS position
+              FROM (SELECT h.id, blackboard.next_status(h) AS status
+                    FROM blackboard.flow_stages s
+                    JOIN blackboard.tasks h ON h.session_id = s.session_id AND h.id = s.task_id
+                    WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready'
+                      AND h.status = 'held' AND h.held ->> 'code' = 'flow_paused'
+                    ORDER BY (h.held ->> 'position')::bigint, s.ordinal) o) n
+        WHERE t.session_id = p_session_id AND t.id = n.id AND t.status = 'held';
+    END IF;
+    RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.resume_tasks(p_session_id uuid, p_kind text, p_name text, p_actor text) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    UPDATE blackboard.pauses p SET resumed_at = blackboard.now()
+    WHERE p.session_id = p_session_id AND p.kind = p_kind AND p.name = p_name AND p.resumed_at IS NULL;
+    SELECT p.id INTO v_id FROM blackboard.pauses p
+    WHERE p.session_id = p_session_id AND p.kind = p_kind AND p.name = p_name;
+    RETURN v_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.retire_limit(p_session_id uuid, p_limit_id uuid, p_batch integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_key text;
+    v_count integer := 0;
+BEGIN
+    PERFORM 1 FROM blackboard.limits
+    WHERE session_id = p_session_id AND id = p_limit_id AND removed_at IS NOT NULL FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    FOR v_key IN SELECT u.key FROM blackboard.limit_usage u
+                 WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id AND u.waiting ORDER BY u.key LOOP
+        v_count := v_count + blackboard.return_held(p_session_id, 'limit', p_limit_id::text, v_key, NULL,
+                                                    p_batch - v_count);
+        EXIT WHEN v_count >= p_batch;
+    END LOOP;
+    IF v_count > 0 THEN
+        RETURN v_count;
+    END IF;
+    -- A claim that did not know of the removal may be holding tasks just now: it has the usage row locked till it ends.
+    PERFORM 1 FROM blackboard.limit_usage u
+    WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id ORDER BY u.key FOR UPDATE;
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'limit'
+      AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_limit_id::text LIMIT 1;
+    IF FOUND THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM blackboard.task_slots WHERE session_id = p_session_id AND limit_id = p_limit_id;
+    DELETE FROM blackboard.limits WHERE session_id = p_session_id AND id = p_limit_id;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.retire_pause(p_session_id uuid, p_id uuid, p_batch integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_pause blackboard.pauses;
+    v_count integer := 0;
+BEGIN
+    SELECT * INTO v_pause FROM blackboard.pauses
+    WHERE session_id = p_session_id AND id = p_id AND resumed_at IS NOT NULL FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF v_pause.kind = 'type' THEN
+        v_count := blackboard.return_held(p_session_id, 'paused', v_pause.name, '', NULL, p_batch);
+        IF v_count > 0 THEN
+            RETURN v_count;
+        END IF;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'paused'
+          AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = v_pause.name LIMIT 1;
+        IF FOUND THEN
+            RETURN 0;
+        END IF;
+    END IF;
+    DELETE FROM blackboard.pauses WHERE session_id = p_session_id AND id = p_id;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.retract_evidence(p_session_id uuid, p_id uuid, p_finding_id uuid, p_reason text, p_actor text) RETURNS blackboard.hypotheses
     LANGUAGE plpgsql
     AS $$
@@ -4184,6 +6863,46 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.return_held(p_session_id uuid, p_code text, p_of text, p_key text, p_capability text, p_limit integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$
+DECLARE
+    v_ids uuid[];
+    v_count integer;
+BEGIN
+    IF p_limit <= 0 THEN
+        RETURN 0;
+    END IF;
+    IF p_capability IS NULL THEN
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+              AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
+            ORDER BY t.priority DESC, (t.held ->> 'position')::bigint LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
+    ELSE
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+              AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
+              AND t.capability = p_capability
+            ORDER BY t.priority DESC, (t.held ->> 'position')::bigint LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
+    END IF;
+    UPDATE blackboard.tasks t
+    SET status = n.status, held = NULL,
+        position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
+    FROM (SELECT h.session_id, h.id, blackboard.next_status(h) AS status,
+                 nextval('blackboard.task_positions') AS position
+          FROM (SELECT w.* FROM unnest(v_ids) WITH ORDINALITY o (id, n)
+                JOIN blackboard.tasks w ON w.session_id = p_session_id AND w.id = o.id ORDER BY o.n) h) n
+    WHERE t.session_id = n.session_id AND t.id = n.id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END
+$$;
+
 CREATE FUNCTION blackboard.revise_after_delete() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4245,6 +6964,97 @@ CREATE FUNCTION blackboard.session_lock(p_session_id uuid) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT pg_catalog.hashtextextended('blackboard session ' || p_session_id::text, 0) $$;
 
+CREATE FUNCTION blackboard.set_budget(p_session_id uuid, p_unit text, p_ceiling numeric, p_soft numeric, p_period interval, p_currency text, p_agent_id text, p_task_id uuid, p_actor text) RETURNS blackboard.budgets
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_budget blackboard.budgets;
+    v_scope text := CASE WHEN p_agent_id IS NOT NULL THEN 'agent' WHEN p_task_id IS NOT NULL THEN 'task'
+                         ELSE 'session' END;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    PERFORM pg_advisory_xact_lock(blackboard.budgets_lock(p_session_id));
+    SELECT * INTO v_budget FROM blackboard.budgets b
+    WHERE b.session_id = p_session_id AND b.scope = v_scope AND b.agent_id IS NOT DISTINCT FROM p_agent_id
+      AND b.task_id IS NOT DISTINCT FROM p_task_id AND b.unit = p_unit
+    FOR UPDATE;
+    IF FOUND AND (v_budget.period, v_budget.currency) IS NOT DISTINCT FROM (p_period, p_currency) THEN
+        UPDATE blackboard.budgets SET ceiling = p_ceiling, soft = p_soft
+        WHERE session_id = p_session_id AND id = v_budget.id AND (ceiling, soft) IS DISTINCT FROM (p_ceiling, p_soft);
+    ELSE
+        DELETE FROM blackboard.budgets WHERE session_id = p_session_id AND id = v_budget.id;
+        INSERT INTO blackboard.budgets (session_id, scope, agent_id, task_id, unit, currency, ceiling, soft, period,
+                                        created_by)
+        VALUES (p_session_id, v_scope, p_agent_id, p_task_id, p_unit, p_currency, p_ceiling, p_soft, p_period,
+                blackboard.current_actor())
+        RETURNING * INTO v_budget;
+    END IF;
+    SELECT * INTO v_budget FROM blackboard.budgets WHERE session_id = p_session_id AND id = v_budget.id;
+    RETURN v_budget;
+END
+$$;
+
+CREATE TABLE blackboard.limits (
+    session_id uuid NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    kind text NOT NULL,
+    type text,
+    capability text,
+    per_key boolean DEFAULT false NOT NULL,
+    max_running integer,
+    rate_count integer,
+    rate_period interval,
+    created_by text DEFAULT blackboard.current_actor() NOT NULL,
+    created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    removed_at timestamp with time zone,
+    CONSTRAINT limits_capability_length CHECK ((length(capability) <= 100)),
+    CONSTRAINT limits_figures_of_kind CHECK ((((kind = 'concurrency'::text) = (max_running IS NOT NULL)) AND ((kind = 'rate'::text) = (rate_count IS NOT NULL)) AND ((kind = 'rate'::text) = (rate_period IS NOT NULL)))),
+    CONSTRAINT limits_kind_known CHECK ((kind = ANY (ARRAY['concurrency'::text, 'rate'::text]))),
+    CONSTRAINT limits_max_running_range CHECK (((max_running >= 1) AND (max_running <= 1000000))),
+    CONSTRAINT limits_name_length CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT limits_one_scope CHECK (((type IS NULL) OR (capability IS NULL))),
+    CONSTRAINT limits_rate_count_range CHECK (((rate_count >= 1) AND (rate_count <= 1000000))),
+    CONSTRAINT limits_rate_period_range CHECK (((rate_period >= '00:00:00.01'::interval) AND (rate_period <= '366 days'::interval))),
+    CONSTRAINT limits_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50)))
+);
+
+CREATE FUNCTION blackboard.set_limit(p_session_id uuid, p_id uuid, p_name text, p_kind text, p_type text, p_capability text, p_per_key boolean, p_max_running integer, p_rate_count integer, p_rate_period interval, p_actor text) RETURNS SETOF blackboard.limits
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_limit blackboard.limits;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM blackboard.open_session(p_session_id);
+    INSERT INTO blackboard.limits (session_id, id, name, kind, type, capability, per_key, max_running, rate_count,
+                                   rate_period, created_by)
+    VALUES (p_session_id, p_id, p_name, p_kind, p_type, p_capability, p_per_key, p_max_running, p_rate_count,
+            p_rate_period, blackboard.current_actor())
+    ON CONFLICT (session_id, name) DO NOTHING;
+    SELECT * INTO v_limit FROM blackboard.limits
+    WHERE session_id = p_session_id AND name = p_name FOR NO KEY UPDATE;
+    IF (v_limit.kind, v_limit.type, v_limit.capability, v_limit.per_key)
+       IS DISTINCT FROM (p_kind, p_type, p_capability, p_per_key) THEN
+        PERFORM blackboard.raise('BB004',
+            format('There is a limit %L of another kind or for other tasks; remove it first, or use another name.',
+                   p_name),
+            jsonb_build_object('noun', 'limit', 'id', v_limit.id, 'field', 'name'));
+    END IF;
+    RETURN QUERY
+    UPDATE blackboard.limits l
+    SET max_running = p_max_running, rate_count = p_rate_count, rate_period = p_rate_period, removed_at = NULL
+    WHERE l.session_id = p_session_id AND l.id = v_limit.id
+      AND (l.max_running, l.rate_count, l.rate_period, l.removed_at)
+          IS DISTINCT FROM (p_max_running, p_rate_count, p_rate_period, NULL)
+    RETURNING l.*;
+    IF NOT FOUND THEN
+        RETURN NEXT v_limit;
+    END IF;
+END
+$$;
+
 CREATE FUNCTION blackboard.settle_actions(p_session_id uuid, p_proposal_id uuid) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -4274,7 +7084,72 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.settle_budget(p_session_id uuid, p_id uuid, p_units text[], p_amounts numeric[], p_currency text, p_model text, p_note text, p_actor text) RETURNS SETOF blackboard.spend
+    LANGUAGE plpgsql
+    SET "blackboard.notify" TO 'off'
+    AS $$
+DECLARE
+    v_statuses text[];
+    v_first blackboard.spend;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    SELECT array_agg(DISTINCT l.status) INTO v_statuses FROM blackboard.lock_reservation(p_session_id, p_id) l;
+    IF 'released' = ANY (v_statuses) THEN
+        PERFORM blackboard.raise('BB003', 'This reservation was released; reserve again for what is still to be spent.',
+                                 jsonb_build_object('noun', 'reservation', 'id', p_id, 'status', 'released'));
+    ELSIF v_statuses = ARRAY['settled'] THEN
+        IF EXISTS (
+            SELECT FROM (SELECT * FROM blackboard.spend s
+                         WHERE s.session_id = p_session_id AND s.reservation_id = p_id) s
+            FULL JOIN unnest(p_units, p_amounts) x (unit, amount) ON x.unit = s.unit
+            WHERE s.settled IS DISTINCT FROM coalesce(x.amount, s.reserved)
+               OR (x.unit = 'cost' AND s.currency IS DISTINCT FROM p_currency)) THEN
+            PERFORM blackboard.raise('BB004', 'This reservation was settled before with other amounts; they stay.',
+                                     jsonb_build_object('noun', 'reservation', 'id', p_id));
+        END IF;
+    ELSE
+        SELECT * INTO v_first FROM blackboard.spend s
+        WHERE s.session_id = p_session_id AND s.reservation_id = p_id ORDER BY s.unit LIMIT 1;
+        IF EXISTS (SELECT FROM blackboard.spend s
+                   WHERE s.session_id = p_session_id AND s.reservation_id = p_id AND s.unit = 'cost'
+                     AND 'cost' = ANY (p_units) AND s.currency IS DISTINCT FROM p_currency) THEN
+            PERFORM blackboard.raise('BB002', 'Settle the cost in the currency that it was reserved in.',
+                                     '{"field": "currency"}');
+        END IF;
+        UPDATE blackboard.spend s
+        SET status = 'settled',
+            settled = coalesce((SELECT x.amount FROM unnest(p_units, p_amounts) x (unit, amount) WHERE x.unit = s.unit),
+                               s.reserved),
+            model = coalesce(p_model, s.model), note = coalesce(p_note, s.note)
+        WHERE s.session_id = p_session_id AND s.reservation_id = p_id AND s.status <> 'settled';
+        INSERT INTO blackboard.spend (session_id, reservation_id, agent_id, task_id, unit, currency, reserved, settled,
+                                      status, model, note)
+        SELECT p_session_id, p_id, v_first.agent_id, v_first.task_id, x.unit,
+               CASE WHEN x.unit = 'cost' THEN p_currency END, 0, x.amount, 'settled', coalesce(p_model, v_first.model),
+               coalesce(p_note, v_first.note)
+        FROM unnest(p_units, p_amounts) x (unit, amount)
+        WHERE NOT EXISTS (SELECT FROM blackboard.spend s WHERE s.session_id = p_session_id
+                          AND s.reservation_id = p_id AND s.unit = x.unit)
+        ORDER BY x.unit;
+    END IF;
+    RETURN QUERY SELECT * FROM blackboard.spend s
+                 WHERE s.session_id = p_session_id AND s.reservation_id = p_id ORDER BY s.unit;
+END
+$$;
+
 CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.settle_dependencies(p_session_id, p_parents, p_succeeded);
+    PERFORM blackboard.settle_flow(p_session_id, f.flow_id, f.tasks, '{}')
+    FROM (SELECT t.flow_id, array_agg(t.task_id) AS tasks FROM blackboard.flow_tasks t
+          WHERE t.session_id = p_session_id AND t.task_id = ANY (p_parents) AND t.kind = 'stage'
+          GROUP BY t.flow_id ORDER BY t.flow_id) f;
+END
+$$;
+
+CREATE FUNCTION blackboard.settle_dependencies(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -4313,6 +7188,177 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.settle_flow(p_session_id uuid, p_flow_id uuid, p_tasks uuid[], p_stages text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+    v_alive boolean;
+    v_stage record;
+    v_quality double precision;
+    v_candidates text[] := p_stages;
+    v_done text[] := '{}';
+    v_changed text[];
+    v_released text[] := '{}';
+    v_stopped text[] := '{}';
+BEGIN
+    SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_flow_id FOR UPDATE;
+    v_alive := v_flow.finished_at IS NULL AND NOT v_flow.compensating
+               AND EXISTS (SELECT FROM blackboard.sessions s
+                           WHERE s.id = p_session_id AND s.status IN ('active', 'paused'));
+    -- 1. What ended. The two special endings one by one, all others in one statement.
+    FOR v_stage IN
+        SELECT s.name, s.task_id, s.min_quality, s.max_iterations, s.loops, s.iteration, s.quality, t.status, t.result
+        FROM blackboard.flow_stages s
+        JOIN blackboard.tasks t ON t.session_id = s.session_id AND t.id = s.task_id
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.task_id = ANY (p_tasks)
+          AND s.state IN ('waiting', 'ready') AND v_alive
+          AND (t.status = 'completed' AND s.min_quality IS NOT NULL OR t.status = 'cancelled' AND s.stopping)
+        ORDER BY s.ordinal
+    LOOP
+        CONTINUE WHEN NOT EXISTS (SELECT FROM blackboard.flow_stages s
+                                  WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+                                    AND s.name = v_stage.name AND s.task_id = v_stage.task_id);
+        IF v_stage.status = 'cancelled' THEN
+            -- It was asked to stop by a pause: it starts over.
+            UPDATE blackboard.flow_stages s
+            SET state = 'waiting', task_id = gen_random_uuid(), stopping = false, quality = NULL
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v_stage.name;
+            PERFORM blackboard.make_stage_tasks(p_session_id, p_flow_id, ARRAY[v_stage.name], NULL);
+            v_candidates := v_candidates || v_stage.name;
+        ELSE
+            v_quality := blackboard.stated_quality(v_stage.quality, v_stage.result);
+            IF v_quality >= v_stage.min_quality THEN
+                CONTINUE;
+            ELSIF v_stage.loops + 1 < v_stage.max_iterations THEN
+                v_candidates := v_candidates
+                    || blackboard.loop_stage(p_session_id, p_flow_id, v_stage.name, v_quality);
+            END IF;
+        END IF;
+    END LOOP;
+    WITH ended AS (
+        UPDATE blackboard.flow_stages s
+        SET state = CASE WHEN e.below THEN 'failed' WHEN t.status = 'dead' THEN 'failed' ELSE t.status END,
+            quality = blackboard.stated_quality(s.quality, t.result),
+            error = CASE WHEN e.below THEN jsonb_build_object(
+                              'code', 'quality',
+                              'message', format('Its quality is %s and must be %s at least, after %s rounds.',
+                                                coalesce(e.quality::text, 'not said'), s.min_quality, s.loops + 1))
+                         WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END
+        FROM blackboard.tasks t,
+             LATERAL (SELECT blackboard.stated_quality(s2.quality, t.result) AS quality,
+                             t.status = 'completed' AND coalesce(
+                                 blackboard.stated_quality(s2.quality, t.result) < s2.min_quality,
+                                 s2.min_quality IS NOT NULL) AS below
+                      FROM blackboard.flow_stages s2
+                      WHERE s2.session_id = p_session_id AND s2.flow_id = p_flow_id AND s2.task_id = t.id
+                        AND s2.task_id = ANY (p_tasks)) e
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.task_id = ANY (p_tasks)
+          AND t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NOT NULL
+          -- A dead task that was redriven and made it after all.
+          AND (s.state IN ('waiting', 'ready')
+               OR s.state = 'failed' AND t.status = 'completed' AND s.error ->> 'code' IS DISTINCT FROM 'quality')
+        RETURNING s.name)
+    SELECT array_agg(e.name) INTO v_done FROM ended e;
+    IF v_flow.finished_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    -- 2. A failure that asks for compensation: nothing new starts any more.
+    IF NOT v_flow.compensating AND EXISTS (
+        SELECT FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_done)
+          AND s.state IN ('failed', 'cancelled')
+          AND EXISTS (SELECT FROM blackboard.flow_edges e
+                      WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.on_failure = 'compensate'
+                        AND (e.depends_on = s.name
+                             OR e.stage = s.name AND NOT EXISTS (
+                                 SELECT FROM blackboard.flow_edges o
+                                 WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.depends_on = s.name))))
+    THEN
+        UPDATE blackboard.flows f SET compensating = true WHERE f.session_id = p_session_id AND f.id = p_flow_id;
+        v_flow.compensating := true;
+    END IF;
+    IF v_flow.compensating THEN
+        WITH stopped AS (
+            UPDATE blackboard.flow_stages s
+            SET state = 'cancelled',
+                error = jsonb_build_object('code', 'flow_failed', 'message', 'The flow failed and is being compensated.')
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.state = 'waiting'
+            RETURNING s.name)
+        SELECT array_agg(p.name) INTO v_stopped FROM stopped p;
+        PERFORM blackboard.stop_tasks(
+            p_session_id,
+            (SELECT array_agg(s.task_id) FROM blackboard.flow_stages s
+             WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+               AND (s.state = 'ready' OR s.name = ANY (v_stopped))),
+            'flow_failed', 'The flow failed and is being compensated.');
+    ELSE
+        -- 3. What follows from that, wave by wave; tasks are touched once, in the end.
+        v_candidates := v_candidates || array(
+            SELECT e.stage FROM blackboard.flow_edges e
+            WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = ANY (v_done));
+        WHILE cardinality(v_candidates) > 0 LOOP
+            WITH changed AS (
+                UPDATE blackboard.flow_stages s
+                SET state = v.verdict,
+                    error = CASE v.verdict
+                                WHEN 'cancelled' THEN jsonb_build_object(
+                                    'code', 'dependency_failed', 'depends_on', v.failed,
+                                    'message', 'A stage that this one depends on did not complete.')
+                                WHEN 'skipped' THEN jsonb_build_object(
+                                    'code', 'skipped', 'depends_on', v.failed,
+                                    'message', 'A stage that this one depends on did not complete, '
+                                               'and its policy is to skip this one.') END
+                FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v
+                WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v.name
+                  AND v.verdict IS NOT NULL
+                RETURNING s.name, s.state)
+            SELECT coalesce(array_agg(c.name) FILTER (WHERE c.state <> 'ready'), '{}'),
+                   v_released || coalesce(array_agg(c.name) FILTER (WHERE c.state = 'ready'), '{}')
+            INTO v_changed, v_released FROM changed c;
+            v_stopped := v_stopped || v_changed;
+            v_candidates := array(SELECT DISTINCT e.stage FROM blackboard.flow_edges e
+                                  WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id
+                                    AND e.depends_on = ANY (v_changed));
+        END LOOP;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id IN (
+            SELECT s.task_id FROM blackboard.flow_stages s
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_released || v_stopped))
+        ORDER BY t.id FOR UPDATE;
+        PERFORM blackboard.release_stages(p_session_id, p_flow_id, v_released);
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = blackboard.now(), error = s.error
+        FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_stopped)
+          AND t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NULL AND t.status <> 'running';
+    END IF;
+    PERFORM blackboard.finish_flow(p_session_id, p_flow_id);
+END
+$$;
+
+CREATE FUNCTION blackboard.settle_limit(p_session_id uuid, p_limit_id uuid, p_patience interval) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_until timestamptz := clock_timestamp() + p_patience;
+    v_others text[] := array(SELECT DISTINCT l.virtualtransaction FROM pg_locks l
+                             WHERE l.relation = 'blackboard.tasks'::regclass AND l.pid <> pg_backend_pid());
+BEGIN
+    LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (v_others)
+                                AND l.relation = 'blackboard.tasks'::regclass);
+        IF clock_timestamp() > v_until THEN
+            PERFORM blackboard.count_running(p_session_id, p_limit_id);
+            RETURN NULL;
+        END IF;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+    RETURN blackboard.count_running(p_session_id, p_limit_id);
+END
+$$;
+
 CREATE FUNCTION blackboard.settle_proposal(p_session_id uuid, p_proposal_id uuid) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -4324,6 +7370,52 @@ BEGIN
         WHERE session_id = p_session_id AND id = p_proposal_id AND status = 'open';
     END IF;
 END
+$$;
+
+CREATE FUNCTION blackboard.spent_budgets(p_session_id uuid, p_agent_id text, p_task_id uuid) RETURNS SETOF blackboard.budgets
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT b.* FROM blackboard.budgets b
+    WHERE b.session_id = p_session_id
+      AND (b.agent_id IS NULL OR b.agent_id = p_agent_id) AND (b.task_id IS NULL OR b.task_id = p_task_id)
+      AND blackboard.budget_spent(b) >= b.ceiling
+    ORDER BY b.id
+$$;
+
+CREATE FUNCTION blackboard.stage_result(p_session_id uuid, p_flow_id uuid, p_stage text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT t.result FROM blackboard.flow_tasks f
+    JOIN blackboard.tasks t ON t.session_id = f.session_id AND t.id = f.task_id
+    WHERE f.session_id = p_session_id AND f.flow_id = p_flow_id AND f.stage = p_stage AND f.kind = 'stage'
+      AND t.status = 'completed'
+    ORDER BY f.iteration DESC LIMIT 1
+$$;
+
+CREATE FUNCTION blackboard.stage_verdicts(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS TABLE(name text, verdict text, failed jsonb)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT v.name,
+           CASE WHEN v.met >= v.need THEN 'ready'
+                WHEN v.met + v.undecided >= v.need THEN NULL
+                WHEN v.fatal > 0 THEN 'cancelled' ELSE 'skipped' END,
+           v.failed
+    FROM (SELECT s.name, coalesce(s.join_need, count(e.depends_on)) AS need,
+                 count(*) FILTER (WHERE p.state = 'completed' OR (p.state = 'skipped' AND e.on_failure <> 'skip')
+                                     OR (p.state IN ('failed', 'cancelled') AND e.on_failure = 'continue')) AS met,
+                 count(*) FILTER (WHERE p.state IN ('waiting', 'ready')) AS undecided,
+                 count(*) FILTER (WHERE p.state IN ('failed', 'cancelled')
+                                    AND e.on_failure IN ('fail', 'compensate')) AS fatal,
+                 jsonb_agg(p.name ORDER BY p.ordinal)
+                     FILTER (WHERE p.state IN ('failed', 'cancelled', 'skipped')) AS failed
+          FROM blackboard.flow_stages s
+          LEFT JOIN blackboard.flow_edges e
+                 ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
+          LEFT JOIN blackboard.flow_stages p
+                 ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
+          WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+            AND s.state = 'waiting'
+          GROUP BY s.name, s.join_need) v
 $$;
 
 CREATE FUNCTION blackboard.start_action(p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid) RETURNS blackboard.actions
@@ -4402,6 +7494,37 @@ BEGIN
         END IF;
     END IF;
     RETURN v_session;
+END
+$$;
+
+CREATE FUNCTION blackboard.stated_quality(p_said double precision, p_result jsonb) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT coalesce(p_said, CASE WHEN jsonb_typeof(p_result) = 'object' AND jsonb_typeof(p_result -> 'quality') = 'number'
+                                      AND (p_result ->> 'quality')::numeric BETWEEN 0 AND 1
+                                 THEN round((p_result ->> 'quality')::numeric, 15)::double precision END)
+$$;
+
+CREATE FUNCTION blackboard.stop_tasks(p_session_id uuid, p_tasks uuid[], p_code text, p_message text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF p_tasks IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = ANY (p_tasks) AND t.completed_at IS NULL AND t.status <> 'running'
+    ORDER BY t.id FOR UPDATE;
+    UPDATE blackboard.tasks t
+    SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
+        error = jsonb_build_object('code', p_code, 'message', p_message)
+    WHERE t.session_id = p_session_id AND t.id = ANY (p_tasks) AND t.completed_at IS NULL AND t.status <> 'running';
+    WITH running AS MATERIALIZED (
+        SELECT t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = ANY (p_tasks) AND t.status = 'running' AND NOT t.cancel_requested
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t SET cancel_requested = true
+    FROM running r WHERE t.session_id = p_session_id AND t.id = r.id;
 END
 $$;
 
@@ -4485,8 +7608,11 @@ $$;
 
 CREATE FUNCTION blackboard.sweep_leases(p_limit integer) RETURNS integer
     LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
     AS $$
 DECLARE
+    -- A variable: an index is not searched for what a volatile function returns.
+    v_now timestamptz := blackboard.now();
     v_swept integer;
     v_late integer;
 BEGIN
@@ -4513,7 +7639,7 @@ BEGIN
     -- Over its maximum run time: the attempt failed, whoever runs it.
     WITH late AS (
         SELECT t.session_id, t.id FROM blackboard.tasks t
-        WHERE t.deadline_at < blackboard.now()
+        WHERE t.deadline_at < v_now
         ORDER BY t.deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
@@ -4530,6 +7656,77 @@ BEGIN
     WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
       AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = l.id);
     RETURN v_swept + v_late;
+END
+$$;
+
+CREATE FUNCTION blackboard.sweep_waiting(p_limit integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_expired integer := 0;
+    v_freed integer := 0;
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF FOUND THEN
+        WITH due AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL
+            ORDER BY t.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = v_now,
+            error = jsonb_build_object('code', 'deadline', 'message',
+                                       format('It was not started by %s.', t.expires_at))
+        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+        GET DIAGNOSTICS v_expired = ROW_COUNT;
+    END IF;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL LIMIT 1;
+    IF FOUND THEN
+        -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
+        UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+        WHERE (t.session_id, t.id) IN (
+            SELECT w.session_id, w.id FROM blackboard.tasks w
+            WHERE w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
+            LIMIT p_limit FOR UPDATE SKIP LOCKED);
+        WITH RECURSIVE waited_for AS (
+            (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+             WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+             ORDER BY t.session_id, t.assigned_to LIMIT 1)
+            UNION ALL
+            SELECT n.session_id, n.assigned_to
+            FROM waited_for w,
+                 LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+                          WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+                            AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
+                          ORDER BY t.session_id, t.assigned_to LIMIT 1) n
+        ), absent AS MATERIALIZED (
+            SELECT w.session_id, w.assigned_to
+            FROM waited_for w
+            JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
+            LEFT JOIN blackboard.leases l ON l.id = m.lease_id
+            WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
+        ), due AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE (t.session_id, t.id) IN (
+                (SELECT d.session_id, d.id FROM blackboard.tasks d
+                 WHERE d.status = 'assigned' AND d.fallback IS NOT NULL AND d.fallback_at <= v_now
+                 ORDER BY d.fallback_at LIMIT p_limit)
+                UNION
+                (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
+                   ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
+                      AND d.status = 'assigned' AND d.fallback IS NOT NULL
+                 LIMIT p_limit))
+              AND t.status = 'assigned'
+            FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'pending', assigned_to = NULL, fallback_at = NULL,
+            position = nextval('blackboard.task_positions')
+        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+        GET DIAGNOSTICS v_freed = ROW_COUNT;
+    END IF;
+    RETURN greatest(v_expired, v_freed);
 END
 $$;
 
@@ -4614,6 +7811,50 @@ CREATE FUNCTION blackboard.task_event(p_old text, p_new text, p_error jsonb) RET
     END
 $$;
 
+CREATE FUNCTION blackboard.task_inputs(p_session_id uuid, p_task_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(jsonb_object_agg(b.key, coalesce(
+               CASE WHEN x.source = 'inputs' THEN f.inputs
+                    ELSE blackboard.stage_result(p_session_id, f.id, p.name) END #> x.path, 'null')), '{}')
+    FROM blackboard.flow_tasks t
+    JOIN blackboard.flows f ON f.session_id = t.session_id AND f.id = t.flow_id
+    JOIN blackboard.flow_stages s ON s.session_id = t.session_id AND s.flow_id = t.flow_id AND s.name = t.stage
+    CROSS JOIN LATERAL jsonb_each(s.bindings) b
+    CROSS JOIN LATERAL blackboard.flow_binding(b.value #>> '{}') x
+    LEFT JOIN blackboard.flow_stages p ON p.session_id = s.session_id AND p.flow_id = s.flow_id
+                                      AND x.source IN (p.name, p.output)
+    WHERE t.session_id = p_session_id AND t.task_id = p_task_id AND t.kind = 'stage'
+$$;
+
+CREATE FUNCTION blackboard.tend_gates(p_session_id uuid, p_now timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_id uuid;
+    v_step interval;
+    v_aged_at timestamptz;
+BEGIN
+    FOR v_id IN SELECT p.id FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL LOOP
+        PERFORM blackboard.retire_pause(p_session_id, v_id, 200);
+    END LOOP;
+    FOR v_id IN SELECT l.id FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL LOOP
+        PERFORM blackboard.retire_limit(p_session_id, v_id, 200);
+    END LOOP;
+    SELECT s.ageing INTO v_step FROM blackboard.sessions s WHERE s.id = p_session_id;
+    IF v_step IS NULL THEN
+        RETURN;
+    END IF;
+    INSERT INTO blackboard.upkeep (session_id, aged_at) VALUES (p_session_id, '-infinity') ON CONFLICT DO NOTHING;
+    SELECT u.aged_at INTO v_aged_at FROM blackboard.upkeep u WHERE u.session_id = p_session_id FOR UPDATE SKIP LOCKED;
+    IF v_aged_at <= p_now - least(v_step / 4, interval '10 seconds') OR v_aged_at > p_now THEN
+        PERFORM blackboard.age_tasks(p_session_id, v_step, p_now, 1000);
+        UPDATE blackboard.upkeep SET aged_at = p_now WHERE session_id = p_session_id;
+    END IF;
+END
+$$;
+
 CREATE FUNCTION blackboard.tend_leases(p_limit integer DEFAULT 200) RETURNS integer
     LANGUAGE plpgsql
     AS $$
@@ -4656,7 +7897,7 @@ BEGIN
             PERFORM blackboard.repair_leases();
             UPDATE blackboard.liveness SET repaired_at = v_now;
         END IF;
-        v_swept := blackboard.sweep_leases(p_limit);
+        v_swept := blackboard.sweep_leases(p_limit) + blackboard.sweep_waiting(p_limit);
     EXCEPTION WHEN OTHERS THEN
         -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
         RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
@@ -4670,6 +7911,112 @@ $$;
 CREATE FUNCTION blackboard.tx_offset() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT 0::bigint $$;
+
+CREATE FUNCTION blackboard.unique_tasks(p_session_id uuid, p_ids uuid[], p_options jsonb[]) RETURNS uuid[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_ids uuid[] := p_ids;
+    v_new record;
+    v_found uuid;
+    v_last_key text;
+    v_last_id uuid;
+    v_states text[];
+BEGIN
+    FOR v_new IN
+        SELECT u.id, u.n, u.options #>> '{unique,key}' AS key, (u.options #>> '{unique,window}')::interval AS "window",
+               u.options #> '{unique,states}' AS states
+        FROM unnest(p_ids, p_options) WITH ORDINALITY u (id, options, n)
+        WHERE u.options ? 'unique' ORDER BY 3, 2
+    LOOP
+        -- The same call again.
+        CONTINUE WHEN EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_new.id);
+        v_states := CASE WHEN jsonb_typeof(v_new.states) = 'array'
+                         THEN array(SELECT jsonb_array_elements_text(v_new.states))
+                         ELSE ARRAY['scheduled', 'blocked', 'awaiting_approval', 'held', 'pending', 'assigned',
+                                    'running'] END;
+        IF v_new.key IS NOT DISTINCT FROM v_last_key AND 'pending' = ANY (v_states) THEN
+            v_ids[v_new.n] := v_last_id;
+            CONTINUE;
+        END IF;
+        INSERT INTO blackboard.task_keys (session_id, key, task_id) VALUES (p_session_id, v_new.key, v_new.id)
+        ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            PERFORM 1 FROM blackboard.task_keys k WHERE k.session_id = p_session_id AND k.key = v_new.key FOR UPDATE;
+        END IF;
+        SELECT t.id INTO v_found FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.unique_key = v_new.key AND t.status = ANY (v_states)
+          AND (v_new."window" IS NULL OR t.created_at > blackboard.now() - v_new."window")
+        ORDER BY t.created_at DESC LIMIT 1;
+        IF FOUND THEN
+            v_ids[v_new.n] := v_found;
+        ELSE
+            -- A transaction with an older snapshot will collide with this change, and not miss the new task.
+            UPDATE blackboard.task_keys k SET task_id = v_new.id WHERE k.session_id = p_session_id AND k.key = v_new.key;
+        END IF;
+        v_last_key := v_new.key;
+        v_last_id := v_ids[v_new.n];
+    END LOOP;
+    RETURN v_ids;
+END
+$$;
+
+CREATE TABLE blackboard.flow_stages (
+    session_id uuid NOT NULL,
+    flow_id uuid NOT NULL,
+    name text NOT NULL,
+    ordinal integer NOT NULL,
+    state text DEFAULT 'waiting'::text NOT NULL,
+    task_id uuid NOT NULL,
+    template jsonb NOT NULL,
+    join_need integer,
+    bindings jsonb DEFAULT '{}'::jsonb NOT NULL,
+    output text,
+    compensation jsonb,
+    compensation_task_id uuid,
+    min_quality double precision,
+    max_iterations integer DEFAULT 1 NOT NULL,
+    loop_to text,
+    iteration integer DEFAULT 1 NOT NULL,
+    loops integer DEFAULT 0 NOT NULL,
+    quality double precision,
+    stopping boolean DEFAULT false NOT NULL,
+    error jsonb,
+    CONSTRAINT flow_stages_bindings_object CHECK ((jsonb_typeof(bindings) = 'object'::text)),
+    CONSTRAINT flow_stages_join_range CHECK ((join_need >= 1)),
+    CONSTRAINT flow_stages_loop_has_quality CHECK (((loop_to IS NULL) OR (min_quality IS NOT NULL))),
+    CONSTRAINT flow_stages_max_iterations_range CHECK (((max_iterations >= 1) AND (max_iterations <= 100))),
+    CONSTRAINT flow_stages_min_quality_range CHECK (((min_quality >= (0)::double precision) AND (min_quality <= (1)::double precision))),
+    CONSTRAINT flow_stages_name_form CHECK (((name ~ '^[^[:space:][:cntrl:].]{1,100}$'::text) AND (name <> 'inputs'::text))),
+    CONSTRAINT flow_stages_output_form CHECK (((output ~ '^[^[:space:][:cntrl:].]{1,100}$'::text) AND (output <> 'inputs'::text))),
+    CONSTRAINT flow_stages_quality_range CHECK (((quality >= (0)::double precision) AND (quality <= (1)::double precision))),
+    CONSTRAINT flow_stages_state_known CHECK ((state = ANY (ARRAY['waiting'::text, 'ready'::text, 'completed'::text, 'failed'::text, 'skipped'::text, 'cancelled'::text])))
+);
+
+CREATE FUNCTION blackboard.unstarted_stage(p_session_id uuid, p_flow blackboard.flows, p_name text) RETURNS blackboard.flow_stages
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_stage blackboard.flow_stages;
+    v_task record;
+BEGIN
+    SELECT * INTO v_stage FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow.id AND s.name = p_name;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('This flow has no stage %L.', p_name),
+                                 jsonb_build_object('noun', 'stage', 'id', p_name));
+    END IF;
+    SELECT t.status, t.attempt INTO v_task FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = v_stage.task_id AND t.status <> 'running' FOR UPDATE;
+    IF NOT FOUND OR v_stage.state NOT IN ('waiting', 'ready') OR v_task.status = 'running' OR v_task.attempt > 0 THEN
+        PERFORM blackboard.raise('BB012', format('Stage %L has started: what is done or being done stays as it is.', p_name),
+                                 jsonb_build_object('noun', 'flow', 'id', p_flow.id, 'stage', p_name,
+                                                    'state', v_stage.state, 'version', p_flow.version));
+    END IF;
+    RETURN v_stage;
+END
+$$;
 
 CREATE FUNCTION blackboard.update_session(p_session_id uuid, p_goal text, p_context jsonb, p_status text, p_actor text, p_key text) RETURNS blackboard.sessions
     LANGUAGE plpgsql
@@ -4839,8 +8186,277 @@ BEGIN
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.blockers > 0 THEN 'blocked'
                       WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
-        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END, held = NULL
     FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+END
+$$;
+
+CREATE FUNCTION blackboard.why_held_back(p_task blackboard.tasks) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_reasons jsonb := '[]';
+    v_row record;
+    v_code text := p_task.held ->> 'code';
+BEGIN
+    FOR v_row IN
+        SELECT p.* FROM blackboard.pauses p
+        WHERE p.session_id = p_task.session_id AND p.resumed_at IS NULL
+          AND ((p.kind = 'type' AND p.name = p_task.type) OR (p.kind = 'capability' AND p.name = p_task.capability))
+        ORDER BY p.kind
+    LOOP
+        v_reasons := v_reasons || blackboard.reason('paused',
+            format('Tasks %s %L are paused by %s since %s%s; resume them with `blackboard task resume --%s %s`.',
+                   CASE v_row.kind WHEN 'type' THEN 'of type' ELSE 'that need' END, v_row.name, v_row.paused_by,
+                   to_char(v_row.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+                   CASE WHEN v_row.reason <> '' THEN format(' (%s)', v_row.reason) ELSE '' END, v_row.kind, v_row.name),
+            jsonb_build_object(v_row.kind, v_row.name, 'paused_by', v_row.paused_by, 'paused_at', v_row.paused_at,
+                               'reason', v_row.reason));
+    END LOOP;
+    FOR v_row IN
+        SELECT m.*, u.running, u.used, u.waiting,
+               u.window_started_at + m.rate_period AS window_ends_at,
+               u.window_started_at + m.rate_period > v_now AS in_window
+        FROM blackboard.task_limits m
+        LEFT JOIN blackboard.limit_usage u
+          ON u.session_id = m.session_id AND u.limit_id = m.limit_id AND u.key = m.key
+        WHERE m.session_id = p_task.session_id AND m.task_id = p_task.id ORDER BY m.name
+    LOOP
+        IF v_row.kind = 'concurrency'
+           AND (v_row.running >= v_row.max_running OR (v_code = 'limit' AND p_task.held ->> 'limit' = v_row.limit_id::text))
+        THEN
+            v_reasons := v_reasons || blackboard.reason('limit',
+                format('Limit %L%s: %s of %s are running; it comes back when one of them ends, or when the limit is raised.',
+                       v_row.name, CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
+                       v_row.running, v_row.max_running),
+                jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'running', v_row.running,
+                                   'max_running', v_row.max_running));
+        ELSIF v_row.kind = 'rate'
+              AND ((p_task.status <> 'scheduled' AND v_row.in_window AND v_row.used >= v_row.rate_count)
+                   OR (v_code = 'rate' AND p_task.held ->> 'limit' = v_row.limit_id::text AND p_task.run_at > v_now))
+        THEN
+            v_reasons := v_reasons || blackboard.reason('rate',
+                format('Limit %L%s: %s starts in %s are used up; it is tried again at %s.', v_row.name,
+                       CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
+                       v_row.rate_count, v_row.rate_period,
+                       to_char(CASE WHEN v_code = 'rate' THEN p_task.run_at ELSE v_row.window_ends_at END
+                               AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
+                                   'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
+                                   'run_at', CASE WHEN v_code = 'rate' THEN p_task.run_at
+                                                  ELSE v_row.window_ends_at END));
+        END IF;
+    END LOOP;
+    IF p_task.status = 'held' AND v_reasons = '[]' THEN
+        v_reasons := v_reasons || CASE
+            WHEN v_code IN ('limit', 'paused') THEN
+                blackboard.reason(v_code, 'What held it has ended; the next claim in this session brings it back.',
+                                  p_task.held - 'code')
+            ELSE blackboard.reason(v_code, coalesce(p_task.held ->> 'message', format('It is held: %s.', v_code)),
+                                   p_task.held - 'code' - 'message') END;
+    END IF;
+    RETURN v_reasons;
+END
+$$;
+
+CREATE FUNCTION blackboard.why_nobody_took(p_task blackboard.tasks) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_member blackboard.members;
+    v_present integer;
+    v_before integer;
+BEGIN
+    IF p_task.status = 'assigned' THEN
+        SELECT * INTO v_member FROM blackboard.members m
+        WHERE m.session_id = p_task.session_id AND m.id = p_task.assigned_to;
+        RETURN blackboard.reason('assigned',
+            format('Only %s may take it, and %s%s.', p_task.assigned_to,
+                   CASE WHEN v_member.id IS NULL THEN 'it has not joined this session: start it, or cancel the task'
+                        WHEN v_member.left_at IS NOT NULL THEN 'it has left this session: let it join again'
+                        WHEN NOT v_member.present THEN 'its process is not there: start it again'
+                        ELSE 'it is there: it has not asked for more work yet' END,
+                   CASE WHEN p_task.fallback_at IS NOT NULL
+                        THEN format('; from %s on anybody may', to_char(p_task.fallback_at AT TIME ZONE 'UTC',
+                                                                        'YYYY-MM-DD HH24:MI:SS"Z"'))
+                        ELSE '' END),
+            jsonb_build_object('agent_id', p_task.assigned_to, 'present', coalesce(v_member.present, false),
+                               'member', v_member.id IS NOT NULL AND v_member.left_at IS NULL,
+                               'fallback_at', p_task.fallback_at));
+    END IF;
+    SELECT count(*)::integer INTO v_present FROM blackboard.members m
+    WHERE m.session_id = p_task.session_id AND m.present AND m.left_at IS NULL
+      AND (p_task.capability = '' OR p_task.capability = ANY (m.capabilities));
+    IF v_present = 0 THEN
+        RETURN blackboard.reason('capability',
+            CASE WHEN p_task.capability = '' THEN 'No agent is present in this session: start one.'
+                 ELSE format('No agent that is present offers %L: start one that does, or let a present one declare it.',
+                             p_task.capability) END,
+            jsonb_build_object('capability', p_task.capability));
+    END IF;
+    SELECT count(*)::integer INTO v_before FROM (
+        SELECT FROM blackboard.tasks t
+        WHERE t.session_id = p_task.session_id AND t.capability = p_task.capability AND t.status = 'pending'
+          AND (t.priority > p_task.priority OR (t.priority = p_task.priority AND t.position < p_task.position))
+        LIMIT 1000) b;
+    RETURN blackboard.reason('ready',
+        format('Nothing holds it: %s before it, and %s present to take it.',
+               CASE v_before WHEN 0 THEN 'no task is' WHEN 1 THEN '1 task is' WHEN 1000 THEN '1000 or more tasks are'
+                             ELSE v_before || ' tasks are' END,
+               CASE v_present WHEN 1 THEN '1 agent is' ELSE v_present || ' agents are' END),
+        jsonb_build_object('tasks_before', v_before, 'agents_present', v_present));
+END
+$$;
+
+CREATE FUNCTION blackboard.why_task(p_session_id uuid, p_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_task blackboard.tasks;
+    v_session blackboard.sessions;
+    v_lease blackboard.leases;
+    v_reasons jsonb := '[]';
+    v_more jsonb;
+BEGIN
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id;
+    IF v_task.completed_at IS NOT NULL THEN
+        v_reasons := v_reasons || blackboard.reason(v_task.status,
+            format('It was %s at %s%s%s%s', v_task.status,
+                   to_char(v_task.completed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+                   CASE WHEN v_task.status = 'completed' THEN ' by ' || v_task.assigned_to ELSE '' END,
+                   CASE WHEN v_task.attempt > 0 THEN format(', attempt %s', v_task.attempt - v_task.released) ELSE '' END,
+                   CASE WHEN v_task.error IS NOT NULL
+                        THEN format(': %s%s', coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code',
+                                                       'no reason was given'),
+                                    CASE WHEN v_task.status IN ('failed', 'dead')
+                                         THEN format('; start it over with `blackboard task redrive %s`.', p_id)
+                                         ELSE '' END)
+                        ELSE '.' END),
+            jsonb_build_object('at', v_task.completed_at, 'agent_id', v_task.assigned_to, 'attempt', v_task.attempt,
+                               'error', v_task.error));
+    ELSIF v_task.status = 'running' THEN
+        SELECT * INTO v_lease FROM blackboard.leases WHERE id = v_task.lease_id;
+        v_reasons := v_reasons || blackboard.reason('running',
+            format('%s runs it since %s (attempt %s of %s)%s.', v_task.assigned_to,
+                   to_char(v_task.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+                   v_task.attempt - v_task.released, v_task.max_attempts,
+                   CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
+                        THEN '; its process went silent, and the next claim takes the task back'
+                        WHEN v_lease.expires_at < v_now
+                        THEN '; its process is late with its heartbeat' ELSE '' END),
+            jsonb_build_object(
+                'agent_id', v_task.assigned_to, 'since', v_task.started_at, 'attempt', v_task.attempt - v_task.released,
+                'max_attempts', v_task.max_attempts, 'deadline_at', v_task.deadline_at, 'progress', v_task.progress,
+                'lease', CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL THEN 'lapsed'
+                              WHEN v_lease.expires_at < v_now THEN 'late' ELSE 'live' END,
+                'lease_expires_at', v_lease.expires_at, 'host', v_lease.host, 'pid', v_lease.pid));
+        IF v_task.cancel_requested THEN
+            v_reasons := v_reasons || blackboard.reason('cancelling',
+                'It was asked to stop; its holder sees that with its next progress report or its end.');
+        END IF;
+    ELSE
+        IF v_session.status = 'paused' THEN
+            v_reasons := v_reasons || blackboard.reason('paused',
+                format('The session is paused; resume it with `blackboard session resume %s`.', v_session.name),
+                jsonb_build_object('session', v_session.name));
+        END IF;
+        IF v_task.requires_approval AND v_task.approved_by IS NULL THEN
+            v_reasons := v_reasons || blackboard.reason('approval',
+                format('It waits for approval: `blackboard task approve %s`, or `reject`.', p_id));
+        END IF;
+        SELECT jsonb_agg(blackboard.reason('dependency',
+                   format('Task %s (%s) must %s first; it is %s.', d.id, d.type,
+                          CASE d.on_failure WHEN 'fail' THEN 'complete' ELSE 'end' END, d.status),
+                   jsonb_build_object('id', d.id, 'type', d.type, 'status', d.status, 'on_failure', d.on_failure))
+               ORDER BY d.id)
+        INTO v_more
+        FROM (SELECT p.id, p.type, p.status, e.on_failure FROM blackboard.task_dependencies e
+              JOIN blackboard.tasks p ON p.session_id = e.session_id AND p.id = e.depends_on_id
+              WHERE e.session_id = p_session_id AND e.task_id = p_id AND e.state = 'waiting'
+              ORDER BY p.id LIMIT 20) d;
+        v_reasons := v_reasons || coalesce(v_more, '[]');
+        IF v_task.run_at > v_now AND v_task.held ->> 'code' IS DISTINCT FROM 'rate' THEN
+            v_reasons := v_reasons || blackboard.reason('time',
+                CASE WHEN v_task.attempt > 0
+                     THEN format('Its last attempt failed (%s); the next one starts at %s or later.',
+                                 coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code', 'handed back'),
+                                 to_char(v_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'))
+                     ELSE format('It is scheduled for %s.',
+                                 to_char(v_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')) END,
+                jsonb_build_object('run_at', v_task.run_at, 'attempt', v_task.attempt, 'error', v_task.error));
+        ELSIF v_task.status = 'scheduled' AND v_task.run_at <= v_now AND v_reasons = '[]' THEN
+            v_reasons := v_reasons || blackboard.reason('ready', 'Its time has come: the next claim makes it ready.',
+                                                        jsonb_build_object('run_at', v_task.run_at));
+        END IF;
+        IF v_task.status IN ('pending', 'assigned', 'held', 'scheduled') THEN
+            v_reasons := v_reasons || blackboard.why_held_back(v_task);
+        END IF;
+        IF v_task.status IN ('pending', 'assigned') THEN
+            v_more := blackboard.why_nobody_took(v_task);
+            IF v_reasons = '[]' OR v_more ->> 'code' <> 'ready' THEN
+                v_reasons := v_reasons || v_more;
+            END IF;
+        END IF;
+    END IF;
+    RETURN jsonb_build_object('status', v_task.status, 'reasons', v_reasons);
+END
+$$;
+
+CREATE FUNCTION blackboard.wire_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $_$
+DECLARE
+    v_edge record;
+BEGIN
+    SELECT e.stage, e.depends_on, e.count INTO v_edge FROM (
+        SELECT d.stage, d.depends_on, count(*) AS count FROM blackboard.described_edges(p_stages) d
+        GROUP BY d.stage, d.depends_on) e
+    WHERE e.count > 1 OR e.depends_on = e.stage
+       OR NOT EXISTS (SELECT FROM blackboard.flow_stages s
+                      WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = e.depends_on)
+    LIMIT 1;
+    IF FOUND THEN
+        IF v_edge.depends_on = v_edge.stage THEN
+            PERFORM blackboard.raise('BB008', format('The stages form a cycle: %1$s -> %1$s. Leave this edge out.',
+                                                     v_edge.stage),
+                                     jsonb_build_object('field', 'after',
+                                                        'path', jsonb_build_array(v_edge.stage, v_edge.stage)));
+        END IF;
+        PERFORM blackboard.raise('BB002', format(CASE WHEN v_edge.count > 1 THEN 'Stage %L names %L twice in after.'
+                                                      ELSE 'Stage %L comes after %L, which is no stage of this flow.' END,
+                                                 v_edge.stage, v_edge.depends_on),
+                                 jsonb_build_object('field', 'after', 'stage', v_edge.stage,
+                                                    'depends_on', v_edge.depends_on));
+    END IF;
+    INSERT INTO blackboard.flow_edges (session_id, flow_id, stage, depends_on, on_failure)
+    SELECT p_session_id, p_flow_id, d.stage, d.depends_on, d.on_failure FROM blackboard.described_edges(p_stages) d;
+END
+$_$;
+
+CREATE FUNCTION blackboard.with_note(p_parameters jsonb, p_name text, p_note jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+DECLARE
+    v_base jsonb := CASE WHEN p_note IS NULL OR jsonb_typeof(p_parameters) = 'object' THEN p_parameters
+                         ELSE jsonb_build_object('parameters', p_parameters) END;
+    v_whole jsonb;
+BEGIN
+    IF p_note IS NULL THEN
+        RETURN v_base;
+    END IF;
+    v_whole := v_base || jsonb_build_object(p_name, p_note);
+    IF pg_column_size(v_whole) > 1000000 THEN
+        v_whole := v_base || jsonb_build_object(p_name, p_note - 'result');
+    END IF;
+    RETURN CASE WHEN pg_column_size(v_whole) > 1000000 THEN v_base ELSE v_whole END;
 END
 $$;
 
@@ -4971,6 +8587,25 @@ CREATE TABLE blackboard.events (
 
 COMMENT ON TABLE blackboard.events IS 'Append-only history: audit, outbox and topic source. seq orders it; tx serves cursors only.';
 
+CREATE TABLE blackboard.flow_edges (
+    session_id uuid NOT NULL,
+    flow_id uuid NOT NULL,
+    stage text NOT NULL,
+    depends_on text NOT NULL,
+    on_failure text DEFAULT 'fail'::text NOT NULL,
+    CONSTRAINT flow_edges_on_failure_known CHECK ((on_failure = ANY (ARRAY['fail'::text, 'skip'::text, 'continue'::text, 'compensate'::text])))
+);
+
+CREATE TABLE blackboard.flow_tasks (
+    session_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    flow_id uuid NOT NULL,
+    stage text NOT NULL,
+    iteration integer NOT NULL,
+    kind text DEFAULT 'stage'::text NOT NULL,
+    CONSTRAINT flow_tasks_kind_known CHECK ((kind = ANY (ARRAY['stage'::text, 'compensation'::text])))
+);
+
 CREATE TABLE blackboard.history (
     only_row boolean DEFAULT true NOT NULL,
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -5020,6 +8655,21 @@ CREATE TABLE blackboard.late_results (
     CONSTRAINT late_results_error_size CHECK ((pg_column_size(error) <= 1048576)),
     CONSTRAINT late_results_result_size CHECK ((pg_column_size(result) <= 1048576))
 );
+
+CREATE TABLE blackboard.limit_usage (
+    session_id uuid NOT NULL,
+    limit_id uuid NOT NULL,
+    key text DEFAULT ''::text NOT NULL,
+    running integer DEFAULT 0 NOT NULL,
+    waiting boolean DEFAULT false NOT NULL,
+    window_started_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    used integer DEFAULT 0 NOT NULL,
+    deferred integer DEFAULT 0 NOT NULL,
+    CONSTRAINT limit_usage_deferred_range CHECK ((deferred >= 0)),
+    CONSTRAINT limit_usage_running_range CHECK ((running >= 0)),
+    CONSTRAINT limit_usage_used_range CHECK ((used >= 0))
+)
+WITH (fillfactor='50');
 
 CREATE TABLE blackboard.liveness (
     only_row boolean DEFAULT true NOT NULL,
@@ -5109,6 +8759,42 @@ CREATE TABLE blackboard.task_dependencies (
     CONSTRAINT task_dependencies_state_known CHECK ((state = ANY (ARRAY['waiting'::text, 'satisfied'::text, 'failed'::text])))
 );
 
+CREATE TABLE blackboard.task_keys (
+    session_id uuid NOT NULL,
+    key text NOT NULL,
+    task_id uuid NOT NULL
+);
+
+CREATE VIEW blackboard.task_limits AS
+ SELECT t.session_id,
+    t.id AS task_id,
+    t.status,
+    l.id AS limit_id,
+    l.name,
+    l.kind,
+        CASE
+            WHEN l.per_key THEN t.limit_key
+            ELSE ''::text
+        END AS key,
+    l.max_running,
+    l.rate_count,
+    l.rate_period
+   FROM (blackboard.tasks t
+     JOIN blackboard.limits l ON (((l.session_id = t.session_id) AND (l.removed_at IS NULL) AND (COALESCE(l.type, t.type) = t.type) AND (COALESCE(l.capability, t.capability) = t.capability) AND ((NOT l.per_key) OR (t.limit_key IS NOT NULL)))));
+
+CREATE TABLE blackboard.task_slots (
+    session_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    limit_id uuid NOT NULL,
+    key text NOT NULL
+);
+
+CREATE TABLE blackboard.upkeep (
+    session_id uuid NOT NULL,
+    aged_at timestamp with time zone DEFAULT blackboard.now() NOT NULL
+)
+WITH (fillfactor='50');
+
 CREATE TABLE blackboard.votes (
     session_id uuid NOT NULL,
     proposal_id uuid NOT NULL,
@@ -5146,6 +8832,12 @@ ALTER TABLE ONLY blackboard.actions
 ALTER TABLE ONLY blackboard.agents
     ADD CONSTRAINT agents_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY blackboard.budgets
+    ADD CONSTRAINT budgets_one_each UNIQUE NULLS NOT DISTINCT (session_id, scope, agent_id, task_id, unit);
+
+ALTER TABLE ONLY blackboard.budgets
+    ADD CONSTRAINT budgets_pkey PRIMARY KEY (session_id, id);
+
 ALTER TABLE ONLY blackboard.corroborations
     ADD CONSTRAINT corroborations_pkey PRIMARY KEY (session_id, finding_id, agent_id);
 
@@ -5163,6 +8855,21 @@ ALTER TABLE ONLY blackboard.finding_links
 
 ALTER TABLE ONLY blackboard.findings
     ADD CONSTRAINT findings_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.flow_edges
+    ADD CONSTRAINT flow_edges_pkey PRIMARY KEY (session_id, flow_id, stage, depends_on);
+
+ALTER TABLE ONLY blackboard.flow_stages
+    ADD CONSTRAINT flow_stages_output_once UNIQUE (session_id, flow_id, output);
+
+ALTER TABLE ONLY blackboard.flow_stages
+    ADD CONSTRAINT flow_stages_pkey PRIMARY KEY (session_id, flow_id, name);
+
+ALTER TABLE ONLY blackboard.flow_tasks
+    ADD CONSTRAINT flow_tasks_pkey PRIMARY KEY (session_id, task_id);
+
+ALTER TABLE ONLY blackboard.flows
+    ADD CONSTRAINT flows_pkey PRIMARY KEY (session_id, id);
 
 ALTER TABLE ONLY blackboard.history
     ADD CONSTRAINT history_pkey PRIMARY KEY (only_row);
@@ -5185,6 +8892,15 @@ ALTER TABLE ONLY blackboard.late_results
 ALTER TABLE ONLY blackboard.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY blackboard.limit_usage
+    ADD CONSTRAINT limit_usage_pkey PRIMARY KEY (session_id, limit_id, key);
+
+ALTER TABLE ONLY blackboard.limits
+    ADD CONSTRAINT limits_name_once UNIQUE (session_id, name);
+
+ALTER TABLE ONLY blackboard.limits
+    ADD CONSTRAINT limits_pkey PRIMARY KEY (session_id, id);
+
 ALTER TABLE ONLY blackboard.liveness
     ADD CONSTRAINT liveness_pkey PRIMARY KEY (only_row);
 
@@ -5203,6 +8919,12 @@ ALTER TABLE ONLY blackboard.locks
 ALTER TABLE ONLY blackboard.memberships
     ADD CONSTRAINT memberships_pkey PRIMARY KEY (session_id, agent_id);
 
+ALTER TABLE ONLY blackboard.pauses
+    ADD CONSTRAINT pauses_once UNIQUE (session_id, kind, name);
+
+ALTER TABLE ONLY blackboard.pauses
+    ADD CONSTRAINT pauses_pkey PRIMARY KEY (session_id, id);
+
 ALTER TABLE ONLY blackboard.proposal_electors
     ADD CONSTRAINT proposal_electors_pkey PRIMARY KEY (session_id, proposal_id, agent_id);
 
@@ -5215,17 +8937,35 @@ ALTER TABLE ONLY blackboard.pruned_events
 ALTER TABLE ONLY blackboard.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (session_id, key);
 
+ALTER TABLE ONLY blackboard.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (session_id, id);
+
 ALTER TABLE ONLY blackboard.schema_version
     ADD CONSTRAINT schema_version_pkc PRIMARY KEY (version_num);
 
 ALTER TABLE ONLY blackboard.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY blackboard.spend
+    ADD CONSTRAINT spend_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.spend
+    ADD CONSTRAINT spend_unit_once UNIQUE (session_id, reservation_id, unit);
+
 ALTER TABLE ONLY blackboard.task_dependencies
     ADD CONSTRAINT task_dependencies_pkey PRIMARY KEY (session_id, task_id, depends_on_id);
 
+ALTER TABLE ONLY blackboard.task_keys
+    ADD CONSTRAINT task_keys_pkey PRIMARY KEY (session_id, key);
+
+ALTER TABLE ONLY blackboard.task_slots
+    ADD CONSTRAINT task_slots_pkey PRIMARY KEY (session_id, task_id, limit_id);
+
 ALTER TABLE ONLY blackboard.tasks
     ADD CONSTRAINT tasks_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.upkeep
+    ADD CONSTRAINT upkeep_pkey PRIMARY KEY (session_id);
 
 ALTER TABLE ONLY blackboard.votes
     ADD CONSTRAINT votes_pkey PRIMARY KEY (session_id, proposal_id, agent_id);
@@ -5237,6 +8977,8 @@ CREATE INDEX actions_proposal ON blackboard.actions USING btree (session_id, pro
 CREATE INDEX actions_status ON blackboard.actions USING btree (session_id, status, created_at DESC, id);
 
 CREATE INDEX agents_capabilities ON blackboard.agents USING gin (capabilities);
+
+CREATE INDEX budgets_task ON blackboard.budgets USING btree (session_id, task_id) WHERE (task_id IS NOT NULL);
 
 CREATE INDEX events_cursor ON blackboard.events USING btree (session_id, tx, seq);
 
@@ -5260,6 +9002,14 @@ CREATE INDEX findings_tags ON blackboard.findings USING gin (tags) WHERE ((statu
 
 CREATE INDEX findings_type ON blackboard.findings USING btree (session_id, type, created_at DESC, id) WHERE (status = 'active'::text);
 
+CREATE INDEX flow_edges_depends_on ON blackboard.flow_edges USING btree (session_id, flow_id, depends_on);
+
+CREATE INDEX flow_stages_open ON blackboard.flow_stages USING btree (session_id, flow_id) WHERE (state = ANY (ARRAY['waiting'::text, 'ready'::text]));
+
+CREATE INDEX flow_tasks_stage ON blackboard.flow_tasks USING btree (session_id, flow_id, stage, iteration);
+
+CREATE INDEX flows_newest ON blackboard.flows USING btree (session_id, created_at DESC, id);
+
 CREATE INDEX hypotheses_strongest ON blackboard.hypotheses USING btree (session_id, confidence DESC, id);
 
 CREATE INDEX hypothesis_evidence_finding ON blackboard.hypothesis_evidence USING btree (session_id, finding_id);
@@ -5272,6 +9022,8 @@ CREATE INDEX leases_live ON blackboard.leases USING btree (id) WHERE (lapsed_at 
 
 CREATE INDEX leases_unswept ON blackboard.leases USING btree (lapsed_at) WHERE ((lapsed_at IS NOT NULL) AND (swept_at IS NULL));
 
+CREATE INDEX limit_usage_waiting ON blackboard.limit_usage USING btree (session_id) WHERE waiting;
+
 CREATE INDEX memberships_agent ON blackboard.memberships USING btree (agent_id);
 
 CREATE INDEX proposals_due ON blackboard.proposals USING btree (session_id, deadline_at) WHERE (status = 'open'::text);
@@ -5282,13 +9034,25 @@ CREATE INDEX proposals_open ON blackboard.proposals USING btree (session_id, cre
 
 CREATE INDEX requests_at ON blackboard.requests USING btree (at);
 
+CREATE INDEX schedules_due ON blackboard.schedules USING btree (next_at) WHERE ((NOT paused) AND (removed_at IS NULL));
+
+CREATE UNIQUE INDEX schedules_name_once ON blackboard.schedules USING btree (session_id, name) WHERE (removed_at IS NULL);
+
 CREATE INDEX sessions_created ON blackboard.sessions USING btree (created_at DESC, id);
 
 CREATE INDEX sessions_name ON blackboard.sessions USING btree (name, created_at DESC);
 
 CREATE UNIQUE INDEX sessions_name_while_open ON blackboard.sessions USING btree (name) WHERE (status = ANY (ARRAY['active'::text, 'paused'::text]));
 
+CREATE INDEX spend_at ON blackboard.spend USING btree (session_id, at);
+
+CREATE INDEX spend_open ON blackboard.spend USING btree (session_id, lease_id) WHERE (status = 'reserved'::text);
+
+CREATE INDEX spend_task ON blackboard.spend USING btree (session_id, task_id) WHERE (task_id IS NOT NULL);
+
 CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (session_id, depends_on_id);
+
+CREATE INDEX task_keys_task ON blackboard.task_keys USING btree (session_id, task_id);
 
 CREATE INDEX tasks_assigned ON blackboard.tasks USING btree (session_id, assigned_to, priority DESC, "position") WHERE (status = 'assigned'::text);
 
@@ -5296,11 +9060,25 @@ CREATE INDEX tasks_dead ON blackboard.tasks USING btree (session_id, completed_a
 
 CREATE INDEX tasks_deadline ON blackboard.tasks USING btree (deadline_at) WHERE (deadline_at IS NOT NULL);
 
+CREATE INDEX tasks_expiring ON blackboard.tasks USING btree (expires_at) WHERE ((expires_at IS NOT NULL) AND (completed_at IS NULL) AND (lease_id IS NULL));
+
+CREATE INDEX tasks_fallback ON blackboard.tasks USING btree (fallback_at) WHERE ((status = 'assigned'::text) AND (fallback IS NOT NULL));
+
+CREATE INDEX tasks_fallback_agent ON blackboard.tasks USING btree (session_id, assigned_to) WHERE ((status = 'assigned'::text) AND (fallback IS NOT NULL));
+
+CREATE INDEX tasks_held ON blackboard.tasks USING btree (session_id, ((held ->> 'code'::text)), COALESCE((held ->> 'limit'::text), (held ->> 'type'::text), ''::text), COALESCE((held ->> 'key'::text), ''::text), priority DESC, (((held ->> 'position'::text))::bigint)) WHERE (status = 'held'::text);
+
+CREATE INDEX tasks_held_age ON blackboard.tasks USING btree (session_id, COALESCE(aged_at, created_at)) WHERE (status = 'held'::text);
+
+CREATE INDEX tasks_held_capability ON blackboard.tasks USING btree (session_id, ((held ->> 'code'::text)), COALESCE((held ->> 'limit'::text), (held ->> 'type'::text), ''::text), COALESCE((held ->> 'key'::text), ''::text), capability, priority DESC, (((held ->> 'position'::text))::bigint)) WHERE (status = 'held'::text);
+
 CREATE INDEX tasks_leased ON blackboard.tasks USING btree (lease_id, claim_id) WHERE (lease_id IS NOT NULL);
 
 CREATE INDEX tasks_ready ON blackboard.tasks USING btree (session_id, capability, priority DESC, "position") WHERE (status = 'pending'::text);
 
 CREATE INDEX tasks_scheduled ON blackboard.tasks USING btree (session_id, run_at) WHERE (status = 'scheduled'::text);
+
+CREATE INDEX tasks_unique ON blackboard.tasks USING btree (session_id, unique_key, created_at) WHERE (unique_key IS NOT NULL);
 
 CREATE TRIGGER admit BEFORE INSERT ON blackboard.actions FOR EACH ROW EXECUTE FUNCTION blackboard.actions_admit();
 
@@ -5310,9 +9088,25 @@ CREATE TRIGGER admit BEFORE INSERT OR UPDATE ON blackboard.votes FOR EACH ROW EX
 
 CREATE TRIGGER append_only AFTER DELETE OR UPDATE ON blackboard.events FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER append_only AFTER DELETE ON blackboard.spend FOR EACH STATEMENT EXECUTE FUNCTION blackboard.keep_ledger();
+
+CREATE TRIGGER check_stages AFTER INSERT ON blackboard.task_dependencies REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_edge_of_stage();
+
 CREATE TRIGGER end_session AFTER UPDATE OF status ON blackboard.sessions FOR EACH ROW WHEN (((new.status = ANY (ARRAY['completed'::text, 'failed'::text])) AND (old.status = ANY (ARRAY['active'::text, 'paused'::text])))) EXECUTE FUNCTION blackboard.end_session();
 
+CREATE TRIGGER free_slots AFTER UPDATE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH ROW WHEN ((old.limited AND (old.status = 'running'::text) AND (new.status <> 'running'::text))) EXECUTE FUNCTION blackboard.free_slots();
+
+CREATE TRIGGER free_slots_of_deleted AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.free_slots_of_deleted();
+
 CREATE TRIGGER guard BEFORE UPDATE ON blackboard.actions FOR EACH ROW EXECUTE FUNCTION blackboard.actions_guard();
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.flow_edges FOR EACH STATEMENT WHEN ((current_setting('xmloption'::text) <> 'document'::text)) EXECUTE FUNCTION blackboard.refuse_flow_change();
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.flow_stages FOR EACH STATEMENT WHEN ((current_setting('xmloption'::text) <> 'document'::text)) EXECUTE FUNCTION blackboard.refuse_flow_change();
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.flow_tasks FOR EACH STATEMENT WHEN ((current_setting('xmloption'::text) <> 'document'::text)) EXECUTE FUNCTION blackboard.refuse_flow_change();
+
+CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.flows FOR EACH STATEMENT WHEN ((current_setting('xmloption'::text) <> 'document'::text)) EXECUTE FUNCTION blackboard.refuse_flow_change();
 
 CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.electors_guard();
 
@@ -5322,11 +9116,19 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.actions REFERENCING OLD
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.agents REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.deleted');
 
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.budgets REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('budget', 'id');
+
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.corroborations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('corroboration', 'finding_id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.finding_links REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('contradiction', 'finding_id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.findings REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('finding', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_edges REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_edges();
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_stages REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_stages_delete();
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flows REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('flow', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypotheses REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('hypothesis', 'id');
 
@@ -5334,19 +9136,25 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypothesis_assessments 
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypothesis_evidence REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('evidence', 'id');
 
-CREATE TRIGGER history_delete AFTER DELETE ON blackboard.late_results REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('late_result', 'task_id');
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.late_results REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION blackboard.record_delete('late_result', 'task_id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.limits REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('limit', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.locks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('lock', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.memberships REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_delete();
 
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.pauses REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('pause', 'id');
+
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.proposals REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('proposal', 'id');
+
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.schedules REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('schedule', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('session', 'id');
 
-CREATE TRIGGER history_delete AFTER DELETE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_task_dependencies();
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION blackboard.history_task_dependencies();
 
-CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('task', 'id');
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION blackboard.record_delete('task', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.votes REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('vote', 'proposal_id');
 
@@ -5354,11 +9162,19 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.actions REFERENCING NEW
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.agents REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.registered');
 
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.budgets REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_budgets_insert();
+
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.corroborations REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_corroborations_insert();
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.finding_links REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_finding_links();
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.findings REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_findings_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.flow_edges REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_edges();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.flow_stages REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_stages();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.flows REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flows_insert();
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.hypotheses REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_hypotheses_insert();
 
@@ -5368,13 +9184,21 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.hypothesis_evidence REF
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.late_results REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_late_results();
 
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.limits REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_limits();
+
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.locks REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_locks_insert();
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.memberships REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_insert();
 
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.pauses REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_pauses();
+
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.proposals REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_proposals_insert();
 
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.schedules REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_schedules_insert();
+
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.sessions REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_sessions_insert();
+
+CREATE TRIGGER history_insert AFTER INSERT ON blackboard.spend REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_spend_insert();
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.task_dependencies REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.check_dependencies();
 
@@ -5382,9 +9206,13 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.tasks REFERENCING NEW T
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.votes REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_insert();
 
+CREATE TRIGGER history_prune AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((NOT (current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text))) EXECUTE FUNCTION blackboard.record_pruned_tasks();
+
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.actions REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_actions_update();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.agents REFERENCING NEW TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_agents('agent.updated');
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.budgets REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_budgets_update();
 
 CREATE TRIGGER history_update BEFORE UPDATE ON blackboard.corroborations FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_rewrite('the agent said so at that time');
 
@@ -5392,19 +9220,31 @@ CREATE TRIGGER history_update BEFORE UPDATE ON blackboard.finding_links FOR EACH
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.findings REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_findings_update();
 
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.flow_stages REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_stages();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.flows REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flows_update();
+
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.hypotheses REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_hypotheses_update();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.hypothesis_assessments REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_assessments();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.hypothesis_evidence REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_evidence_update();
 
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.limits REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_limits();
+
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.locks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_locks_update();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.memberships REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_memberships_update();
 
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.pauses REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_pauses();
+
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.proposals REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_proposals_update();
 
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.schedules REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_schedules_update();
+
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.sessions REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_sessions_update();
+
+CREATE TRIGGER history_update AFTER UPDATE ON blackboard.spend REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_spend_update();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT WHEN ((pg_trigger_depth() < 1)) EXECUTE FUNCTION blackboard.history_task_dependencies();
 
@@ -5412,23 +9252,35 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks REFERENCING OLD T
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.votes REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_update();
 
+CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ((new.has_dependants AND (new.status = ANY (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text])) AND (old.status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text])))) EXECUTE FUNCTION blackboard.hold_returned_stage();
+
 CREATE TRIGGER immutable AFTER UPDATE OF id, created_at ON blackboard.agents FOR EACH ROW WHEN (((old.id IS DISTINCT FROM new.id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id and created_at');
 
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, name, inputs, digest, created_by, created_at ON blackboard.flows FOR EACH ROW WHEN ((((((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.inputs IS DISTINCT FROM new.inputs)) OR (old.digest IS DISTINCT FROM new.digest)) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, name, inputs, digest, created_by and created_at');
+
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, name, kind, type, capability, per_key, created_by, created_at ON blackboard.limits FOR EACH ROW WHEN ((((((((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.type IS DISTINCT FROM new.type)) OR (old.capability IS DISTINCT FROM new.capability)) OR (old.per_key IS DISTINCT FROM new.per_key)) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('what a limit applies to, and who made it when,');
+
 CREATE TRIGGER immutable AFTER UPDATE OF session_id, agent_id ON blackboard.memberships FOR EACH ROW WHEN (((old.session_id IS DISTINCT FROM new.session_id) OR (old.agent_id IS DISTINCT FROM new.agent_id))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id and agent_id');
+
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, kind, name ON blackboard.pauses FOR EACH ROW WHEN (((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.name IS DISTINCT FROM new.name))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, kind and name');
 
 CREATE TRIGGER immutable AFTER UPDATE OF id, created_by, created_at ON blackboard.sessions FOR EACH ROW WHEN ((((old.id IS DISTINCT FROM new.id) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id, created_by and created_at');
 
 CREATE TRIGGER immutable AFTER UPDATE ON blackboard.task_dependencies FOR EACH ROW WHEN (((pg_trigger_depth() < 1) AND ((((old.session_id IS DISTINCT FROM new.session_id) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.depends_on_id IS DISTINCT FROM new.depends_on_id)) OR (old.state IS DISTINCT FROM new.state)))) EXECUTE FUNCTION blackboard.refuse_immutable('Keys and state');
 
-CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at ON blackboard.tasks FOR EACH ROW WHEN (((((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.type IS DISTINCT FROM new.type)) OR (old.requires_approval IS DISTINCT FROM new.requires_approval)) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, type, requires_approval, created_by and created_at');
+CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at, unique_key, limit_key, expires_at, fallback ON blackboard.tasks FOR EACH ROW WHEN (((((((((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.type IS DISTINCT FROM new.type)) OR (old.requires_approval IS DISTINCT FROM new.requires_approval)) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (old.unique_key IS DISTINCT FROM new.unique_key)) OR (old.limit_key IS DISTINCT FROM new.limit_key)) OR (old.expires_at IS DISTINCT FROM new.expires_at)) OR (old.fallback IS DISTINCT FROM new.fallback))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, type, requires_approval, created_by, created_at, unique_key, limit_key, expires_at and fallback');
 
 CREATE TRIGGER keep BEFORE DELETE ON blackboard.votes FOR EACH ROW EXECUTE FUNCTION blackboard.votes_keep();
 
 CREATE TRIGGER keep_session_of_tasks AFTER DELETE ON blackboard.sessions FOR EACH ROW EXECUTE FUNCTION blackboard.keep_session_of_tasks();
 
+CREATE TRIGGER keep_stage_task BEFORE DELETE ON blackboard.tasks FOR EACH ROW WHEN (old.has_dependants) EXECUTE FUNCTION blackboard.keep_stage_task();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.actions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.agents FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.budgets FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.corroborations FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -5438,6 +9290,14 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.finding_links FOR EACH 
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.findings FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.flow_edges FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.flow_stages FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.flow_tasks FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.flows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypotheses FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypothesis_assessments FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
@@ -5446,17 +9306,25 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.hypothesis_evidence FOR
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.late_results FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.limits FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.lock_waiters FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.locks FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.memberships FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.pauses FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposals FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.schedules FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.sessions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.spend FOR EACH STATEMENT EXECUTE FUNCTION blackboard.keep_ledger();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.task_dependencies FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -5464,11 +9332,19 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.tasks FOR EACH STATEMEN
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.votes FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
+CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.budgets FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_budget();
+
 CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.findings FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_finding();
 
 CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.hypotheses FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_hypothesis();
 
+CREATE TRIGGER prepare BEFORE INSERT OR UPDATE ON blackboard.spend FOR EACH ROW EXECUTE FUNCTION blackboard.prepare_spend();
+
 CREATE TRIGGER recount AFTER DELETE ON blackboard.corroborations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.recount_corroborations();
+
+CREATE TRIGGER refresh_gated AFTER DELETE ON blackboard.limits REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refresh_gated_after_delete();
+
+CREATE TRIGGER refresh_gated AFTER DELETE ON blackboard.pauses REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refresh_gated_after_delete();
 
 CREATE TRIGGER reopened AFTER UPDATE OF completed_at ON blackboard.tasks FOR EACH ROW WHEN (((old.completed_at IS NOT NULL) AND (new.completed_at IS NULL))) EXECUTE FUNCTION blackboard.check_reopened_task();
 
@@ -5496,6 +9372,12 @@ ALTER TABLE ONLY blackboard.actions
 ALTER TABLE ONLY blackboard.actions
     ADD CONSTRAINT actions_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
 
+ALTER TABLE ONLY blackboard.budgets
+    ADD CONSTRAINT budgets_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.budgets
+    ADD CONSTRAINT budgets_task_known FOREIGN KEY (session_id, task_id) REFERENCES blackboard.tasks(session_id, id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY blackboard.corroborations
     ADD CONSTRAINT corroborations_finding_known FOREIGN KEY (session_id, finding_id) REFERENCES blackboard.findings(session_id, id) ON DELETE CASCADE;
 
@@ -5511,6 +9393,21 @@ ALTER TABLE ONLY blackboard.findings
 ALTER TABLE ONLY blackboard.findings
     ADD CONSTRAINT findings_superseded_by_known FOREIGN KEY (session_id, superseded_by) REFERENCES blackboard.findings(session_id, id);
 
+ALTER TABLE ONLY blackboard.flow_edges
+    ADD CONSTRAINT flow_edges_depends_on_fkey FOREIGN KEY (session_id, flow_id, depends_on) REFERENCES blackboard.flow_stages(session_id, flow_id, name);
+
+ALTER TABLE ONLY blackboard.flow_edges
+    ADD CONSTRAINT flow_edges_stage_fkey FOREIGN KEY (session_id, flow_id, stage) REFERENCES blackboard.flow_stages(session_id, flow_id, name);
+
+ALTER TABLE ONLY blackboard.flow_stages
+    ADD CONSTRAINT flow_stages_flow_fkey FOREIGN KEY (session_id, flow_id) REFERENCES blackboard.flows(session_id, id);
+
+ALTER TABLE ONLY blackboard.flow_tasks
+    ADD CONSTRAINT flow_tasks_flow_fkey FOREIGN KEY (session_id, flow_id) REFERENCES blackboard.flows(session_id, id);
+
+ALTER TABLE ONLY blackboard.flows
+    ADD CONSTRAINT flows_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
 ALTER TABLE ONLY blackboard.hypotheses
     ADD CONSTRAINT hypotheses_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
 
@@ -5522,6 +9419,9 @@ ALTER TABLE ONLY blackboard.hypothesis_evidence
 
 ALTER TABLE ONLY blackboard.hypothesis_evidence
     ADD CONSTRAINT hypothesis_evidence_hypothesis_known FOREIGN KEY (session_id, hypothesis_id) REFERENCES blackboard.hypotheses(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.limit_usage
+    ADD CONSTRAINT limit_usage_limit_fkey FOREIGN KEY (session_id, limit_id) REFERENCES blackboard.limits(session_id, id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY blackboard.lock_waiters
     ADD CONSTRAINT lock_waiters_agent_member FOREIGN KEY (session_id, agent_id) REFERENCES blackboard.memberships(session_id, agent_id);
@@ -5549,6 +9449,9 @@ ALTER TABLE ONLY blackboard.proposals
 
 ALTER TABLE ONLY blackboard.proposals
     ADD CONSTRAINT proposals_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.schedules
+    ADD CONSTRAINT schedules_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
 
 ALTER TABLE ONLY blackboard.task_dependencies
     ADD CONSTRAINT task_dependencies_depends_on_fkey FOREIGN KEY (session_id, depends_on_id) REFERENCES blackboard.tasks(session_id, id);

@@ -123,7 +123,8 @@ def _wipe(_worker_database: str) -> str:
     deletes = ";".join(f"DELETE FROM {table}" for (table,) in tables)
     return (
         f"SET session_replication_role = replica; {deletes}; SET session_replication_role = origin; "
-        "UPDATE blackboard.liveness SET checked_at = blackboard.now(), grace_from = blackboard.now(), unswept = false"
+        "UPDATE blackboard.liveness SET checked_at = blackboard.now(), grace_from = blackboard.now(), unswept = false, "
+        "repaired_at = '-infinity'"
     )
 
 

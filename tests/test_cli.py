@@ -138,7 +138,7 @@ def test_completion_scripts(shell: str, sign: str):
     ("typed", "wanted"),
     [
         ("blackboard fin", {"finding"}),
-        ("blackboard s", {"session", "swarm", "server"}),
+        ("blackboard s", {"schedule", "session", "swarm", "server"}),
         ("blackboard finding r", {"report", "retract"}),
         ("blackboard finding report --conf", {"--confidence"}),
         ("blackboard vote 91d4c27b a", {"abstain"}),

@@ -64,10 +64,13 @@ def test_entries_say_what_to_do() -> None:
 
 
 async def test_no_constraint_is_left_unvalidated(db: Connection) -> None:
-    assert await db.fetch(
-        "SELECT conname FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid "
-        "WHERE r.relnamespace = 'blackboard'::regnamespace AND NOT c.convalidated"
-    ) == []
+    assert (
+        await db.fetch(
+            "SELECT conname FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid "
+            "WHERE r.relnamespace = 'blackboard'::regnamespace AND NOT c.convalidated"
+        )
+        == []
+    )
 
 
 BIG = "to_jsonb((SELECT string_agg(md5(n::text || random()::text), '') FROM generate_series(1, 40000) n))"
@@ -112,6 +115,8 @@ BROKEN: dict[str, str] = {
     "requests_pkey": (
         "INSERT INTO blackboard.requests (session_id, key, verb, digest) VALUES ($1, 'k', 'v', ''), ($1, 'k', 'v', '')"
     ),
+    "sessions_ageing_is_gated": "UPDATE blackboard.sessions SET ageing = '1 hour', gated = false WHERE id = $1",
+    "sessions_ageing_range": "UPDATE blackboard.sessions SET ageing = '1 ms', gated = true WHERE id = $1",
     "sessions_closed_at_iff_closed": "UPDATE blackboard.sessions SET closed_at = now() WHERE id = $1",
     "sessions_context_size": f"UPDATE blackboard.sessions SET context = {BIG} WHERE id = $1",
     "sessions_goal_length": "UPDATE blackboard.sessions SET goal = repeat('x', 10001) WHERE id = $1",
@@ -124,6 +129,7 @@ BROKEN: dict[str, str] = {
     ),
     "sessions_outcome_size": f"UPDATE blackboard.sessions SET outcome = {BIG} WHERE id = $1",
     "sessions_pkey": "INSERT INTO blackboard.sessions (id, name) VALUES ($1, 'x')",
+    "sessions_retention_range": "UPDATE blackboard.sessions SET retention = '-1 day' WHERE id = $1",
     "sessions_status_known": "UPDATE blackboard.sessions SET status = 'sleeping' WHERE id = $1",
     "task_dependencies_depends_on_fkey": EDGE.format("", "$2, gen_random_uuid()"),
     "task_dependencies_not_itself": EDGE.format("", "$2, $2"),
@@ -141,7 +147,11 @@ BROKEN: dict[str, str] = {
     "tasks_completed_at_iff_final": CHANGE.format("completed_at = now()"),
     "tasks_deadline_only_running": CHANGE.format("deadline_at = now()"),
     "tasks_error_size": CHANGE.format(f"error = {BIG}"),
+    "tasks_fallback_range": TASK.format(", fallback", ", '-1 hour'"),
+    "tasks_held_says_why": CHANGE.format("status = 'held', position = NULL, held = NULL"),
+    "tasks_held_size": CHANGE.format(f"held = {BIG}"),
     "tasks_lease_iff_running": CHANGE.format("lease_id = gen_random_uuid()"),
+    "tasks_limit_key_length": TASK.format(", limit_key", ", ''"),
     "tasks_max_attempts_range": TASK.format(", max_attempts", ", 1001"),
     "tasks_parameters_size": TASK.format(", parameters", f", {BIG}"),
     "tasks_pkey": "INSERT INTO blackboard.tasks (session_id, id, type) VALUES ($1, $2, 't')",
@@ -156,6 +166,7 @@ BROKEN: dict[str, str] = {
     "tasks_status_known": CHANGE.format("status = 'sleeping', position = NULL"),
     "tasks_timeout_range": TASK.format(", timeout", ", '3651 days'"),
     "tasks_type_length": "INSERT INTO blackboard.tasks (session_id, type) VALUES ($1, '')",
+    "tasks_unique_key_length": TASK.format(", unique_key", ", ''"),
 }
 
 
@@ -192,7 +203,11 @@ def test_error_codes_are_unique_and_drawn_in_the_tree() -> None:
     codes = [kind.code for kind in classes]
     assert len(codes) == len(set(codes))
     tree = errors.__doc__ or ""
-    lines = {line.replace("│", "").replace("├──", "").replace("└──", "").split()[0]: line for line in tree.splitlines() if line.strip()}
+    lines = {
+        line.replace("│", "").replace("├──", "").replace("└──", "").split()[0]: line
+        for line in tree.splitlines()
+        if line.strip()
+    }
     for kind in classes:
         assert kind.__name__ in lines, f"{kind.__name__} is missing in the tree of errors.py"
         assert kind.__name__ in errors.__all__

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from blackboard import Agent, Blackboard, NewTask, Session
+from blackboard import Agent, Blackboard, Dependency, NewTask, Session
 from blackboard.errors import CyclicDependency, InvalidInput, LeaseLost, SessionClosed, TransientError
 from blackboard.ids import new_id
 
@@ -74,6 +74,17 @@ async def test_a_silent_owner_of_the_head_of_a_long_chain_stops_nobody(
     assert await session.tasks.count() == {"running": 1, "dead": 1, "cancelled": len(ids) - 1}
 
 
+async def test_a_task_that_is_added_after_its_parent_failed_never_runs(session: Session, agent: Agent) -> None:
+    parent = await session.tasks.add("t")
+    await session.tasks.cancel(parent.id)
+    for options in ({}, {"assigned_to": agent.id}, {"requires_approval": True}):
+        child = await session.tasks.add("t", depends_on=[parent.id], **options)
+        assert (child.status, child.error["code"]) == ("cancelled", "dependency_failed")
+    assert await agent.tasks.claim() == []
+    lenient = await session.tasks.add("t", depends_on=[Dependency(id=parent.id, on_failure="continue")])
+    assert [task.id for task in await agent.tasks.claim()] == [lenient.id]
+
+
 async def test_a_dense_flow_is_checked_for_cycles_in_linear_time(session: Session) -> None:
     # 12 layers of 6, each task depends on the whole layer above: 6^11 paths.
     layers = [[new_id() for _ in range(6)] for _ in range(12)]
@@ -109,7 +120,9 @@ async def test_a_cycle_at_the_end_of_a_long_chain_is_found(session: Session, db:
     assert path[0] == path[-1]
     with pytest.raises(CyclicDependency):
         x, y = new_id(), new_id()
-        await session.tasks.add_many([NewTask(type="t", id=x, depends_on=(y, ids[3])), NewTask(type="t", id=y, depends_on=(x,))])
+        await session.tasks.add_many(
+            [NewTask(type="t", id=x, depends_on=(y, ids[3])), NewTask(type="t", id=y, depends_on=(x,))]
+        )
 
 
 async def test_plain_ids_are_dependencies_for_sql_too(session: Session, db: Connection) -> None:
@@ -155,9 +168,7 @@ async def test_a_task_that_got_a_dependency_while_it_ran_waits_when_it_is_handed
     assert (await agent.tasks.release(running)).status == "blocked"
     [other] = await agent.tasks.claim(5)
     assert other.id == late.id
-    error = await refused(
-        db, "UPDATE blackboard.tasks SET status = 'pending', position = 1 WHERE id = $1", first.id
-    )
+    error = await refused(db, "UPDATE blackboard.tasks SET status = 'pending', position = 1 WHERE id = $1", first.id)
     assert error.as_dict()["constraint_name"] == "tasks_ready_is_unblocked"
     await agent.tasks.complete(other)
     [again] = await agent.tasks.claim()
@@ -182,11 +193,11 @@ async def test_no_length_of_a_delay_or_timeout_stops_a_queue(session: Session, a
     assert (await session.tasks.get(held.id)).run_at is not None
 
 
-@pytest.mark.parametrize("expertise", ['{"a": [0.5]}', '{"a": []}', '{"a": {"b": 1}}', '{"a": "1"}', '{"a": 2}', "[]", "1"])
+@pytest.mark.parametrize(
+    "expertise", ['{"a": [0.5]}', '{"a": []}', '{"a": {"b": 1}}', '{"a": "1"}', '{"a": 2}', "[]", "1"]
+)
 async def test_expertise_that_is_no_weight_is_refused(db: Connection, expertise: str) -> None:
-    error = await refused(
-        db, "INSERT INTO blackboard.agents (id, expertise) VALUES ('x', $1::text::jsonb)", expertise
-    )
+    error = await refused(db, "INSERT INTO blackboard.agents (id, expertise) VALUES ('x', $1::text::jsonb)", expertise)
     assert error.as_dict()["constraint_name"] == "agents_expertise_weights"
 
 
@@ -449,7 +460,9 @@ async def test_a_claim_by_hand_raises_the_attempt(session: Session, db: Connecti
     assert error.sqlstate in ("BB003", "23514")
 
 
-async def test_deleted_members_and_agents_leave_their_last_state(session: Session, agent: Agent, db: Connection) -> None:
+async def test_deleted_members_and_agents_leave_their_last_state(
+    session: Session, agent: Agent, db: Connection
+) -> None:
     await db.execute("DELETE FROM blackboard.memberships")
     await db.execute("DELETE FROM blackboard.agents")
     rows = await db.fetch("SELECT type, data ->> 'agent_id' AS agent FROM blackboard.events WHERE type ~ '^agent'")
@@ -464,9 +477,9 @@ async def test_a_session_with_tasks_is_not_deleted(session: Session, board: Blac
     assert (await refused(db, "DELETE FROM blackboard.sessions WHERE id = $1", session.id)).sqlstate == "BB012"
     empty = await board.start("empty")
     await db.execute("DELETE FROM blackboard.sessions WHERE id = $1", empty.id)
-    assert await db.fetchval("SELECT type FROM blackboard.events WHERE session_id = $1 ORDER BY seq DESC", empty.id) == (
-        "session.deleted"
-    )
+    assert await db.fetchval(
+        "SELECT type FROM blackboard.events WHERE session_id = $1 ORDER BY seq DESC", empty.id
+    ) == ("session.deleted")
 
 
 async def test_late_results_are_kept_only_of_tasks_that_exist(session: Session, agent: Agent, db: Connection) -> None:
@@ -482,7 +495,8 @@ async def test_one_statement_over_several_sessions(board: Blackboard, db: Connec
     sessions = [await board.start(f"many-{n}") for n in range(3)]
     ids = [session.id for session in sessions]
     await db.execute(
-        "INSERT INTO blackboard.tasks (session_id, type) SELECT s, 't' FROM unnest($1::uuid[]) s, generate_series(1, 4)", ids
+        "INSERT INTO blackboard.tasks (session_id, type) SELECT s, 't' FROM unnest($1::uuid[]) s, generate_series(1, 4)",
+        ids,
     )
     await db.execute("UPDATE blackboard.tasks SET priority = 9")
     for session in sessions:
@@ -535,10 +549,14 @@ async def test_functions_of_the_caller_do_not_shadow_those_of_the_triggers(sessi
             ("coalesce_", "", "text", "'owned'"),
         ):  # fmt: skip
             if body is not None:
-                await db.execute(f"CREATE FUNCTION {schema}.{name}({arguments}) RETURNS {result} LANGUAGE sql AS $$ SELECT {body} $$")
+                await db.execute(
+                    f"CREATE FUNCTION {schema}.{name}({arguments}) RETURNS {result} LANGUAGE sql AS $$ SELECT {body} $$"
+                )
         await db.execute(f"SET search_path = {schema}, pg_catalog, blackboard")
         task_id = uuid.uuid4()
-        await db.execute("INSERT INTO blackboard.tasks (session_id, id, type) VALUES ($1, $2, 't')", session.id, task_id)
+        await db.execute(
+            "INSERT INTO blackboard.tasks (session_id, id, type) VALUES ($1, $2, 't')", session.id, task_id
+        )
         await db.execute("UPDATE blackboard.tasks SET priority = 3 WHERE id = $1", task_id)
         user = await db.fetchval("SELECT session_user")
     finally:
@@ -689,5 +707,7 @@ async def test_verbs_that_meet_never_hang_and_lose_nothing(
     assert unsettled == 0
     assert await db.fetchval("SELECT count(*) FROM blackboard.tasks") >= len(added)
     await asyncio.wait_for(session.close(), 20)
-    open_tasks = await db.fetchval("SELECT count(*) FROM blackboard.tasks WHERE completed_at IS NULL AND status <> 'running'")
+    open_tasks = await db.fetchval(
+        "SELECT count(*) FROM blackboard.tasks WHERE completed_at IS NULL AND status <> 'running'"
+    )
     assert open_tasks == 0

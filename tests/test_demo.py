@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from blackboard_examples.incident import RECORDING
+from blackboard_examples.incident.architect import conclude
 from blackboard_examples.incident.ballots import decide
 from blackboard_examples.incident.casework import CaseFiles
 from blackboard_examples.incident.demo import SWARM_FILE, run_demo
@@ -465,3 +466,32 @@ def test_ballots_follow_from_the_findings_alone() -> None:
     assert decide(ADVISOR, {"action": "rollback"}, []).choice == "no"
     assert decide(LEAD, {"action": "rollback"}, []).choice == "abstain"
     assert decide(VALIDATOR, {"action": "escalate"}, []).choice == "no"
+
+
+def test_conclusion_without_any_investigation_concludes_nothing() -> None:
+    claim = conclude([], [], None, {LEAD: "dead"})
+    assert "Nothing can be concluded" in claim.text
+    assert LEAD in claim.text
+    assert claim.confidence == 0.0
+
+
+async def test_failed_investigation_is_no_success(board: Blackboard, database_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("2026-11-20T06:00:00Z INFO hello\n" * 20)
+    process = await asyncio.create_subprocess_exec(
+        *command(database_url, tmp_path, "yes", logs=[log]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readline(), 60)  # it has been checked by now
+    log.unlink()
+    output, _ = await asyncio.wait_for(process.communicate(), 90)
+
+    assert process.returncode == 1, output.decode()
+    case = await the_case(board)
+    assert case.session.status is SessionStatus.FAILED
+    assert "Nothing can be concluded" in str(case.findings[-1].content)
+    assert "problem: " in output.decode()

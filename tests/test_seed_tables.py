@@ -53,12 +53,14 @@ async def kinds(connection: Connection, subject: uuid.UUID) -> list[str]:
 
 
 async def test_a_session_has_the_seeds_columns_and_defaults(stranger: Connection) -> None:
-    row = await stranger.fetchrow("INSERT INTO agent_sessions (context) VALUES ('{\"task\": \"INC-1234\"}') RETURNING *")
+    row = await stranger.fetchrow('INSERT INTO agent_sessions (context) VALUES (\'{"task": "INC-1234"}\') RETURNING *')
     assert row is not None
     assert set(row.keys()) == {"id", "created_at", "context", "status"}
     assert row["status"] == "active"
     assert json.loads(row["context"]) == {"task": "INC-1234"}
-    assert await stranger.fetchval("SELECT context ->> 'task' FROM agent_sessions WHERE id = $1", row["id"]) == "INC-1234"
+    assert (
+        await stranger.fetchval("SELECT context ->> 'task' FROM agent_sessions WHERE id = $1", row["id"]) == "INC-1234"
+    )
     assert await kinds(stranger, row["id"]) == ["session.started"]
 
 
@@ -115,7 +117,9 @@ async def test_nulls_have_the_defaults_and_context_is_required(stranger: Connect
 
 
 async def test_a_session_is_changed_paused_and_closed_through_the_view(stranger: Connection, seeded: uuid.UUID) -> None:
-    task = await stranger.fetchval("INSERT INTO agent_tasks (session_id, task_type) VALUES ($1, 't') RETURNING id", seeded)
+    task = await stranger.fetchval(
+        "INSERT INTO agent_tasks (session_id, task_type) VALUES ($1, 't') RETURNING id", seeded
+    )
     await stranger.execute("UPDATE agent_sessions SET context = context || '{\"more\": 1}' WHERE id = $1", seeded)
     await stranger.execute("UPDATE agent_sessions SET status = 'paused' WHERE id = $1", seeded)
     await stranger.execute("UPDATE agent_sessions SET status = 'active' WHERE id = $1", seeded)
@@ -133,10 +137,14 @@ async def test_a_session_is_changed_paused_and_closed_through_the_view(stranger:
 
 
 async def test_what_a_session_cannot_be(stranger: Connection, seeded: uuid.UUID) -> None:
-    assert (await refused(stranger, "INSERT INTO agent_sessions (context, status) VALUES ('{}', 'sleeping')")).sqlstate == "23514"
+    assert (
+        await refused(stranger, "INSERT INTO agent_sessions (context, status) VALUES ('{}', 'sleeping')")
+    ).sqlstate == "23514"
     assert (await refused(stranger, "UPDATE agent_sessions SET status = 'sleeping'")).sqlstate == "23514"
     assert (await refused(stranger, "UPDATE agent_sessions SET id = gen_random_uuid()")).sqlstate == "BB002"
-    assert (await refused(stranger, "INSERT INTO agent_sessions (context, status) VALUES ('{}', $1)", "x" * 51)).sqlstate == "22001"
+    assert (
+        await refused(stranger, "INSERT INTO agent_sessions (context, status) VALUES ('{}', $1)", "x" * 51)
+    ).sqlstate == "22001"
     assert await kinds(stranger, seeded) == ["session.started"]
 
 
@@ -175,7 +183,8 @@ async def test_the_second_report_of_the_same_thing_is_a_corroboration(stranger: 
 
 async def test_a_finding_is_updated_through_the_view(stranger: Connection, seeded: uuid.UUID) -> None:
     finding = await stranger.fetchval(
-        "INSERT INTO agent_findings (session_id, agent_id, finding_type, content) VALUES ($1, 'a', 't', '1') RETURNING id", seeded
+        "INSERT INTO agent_findings (session_id, agent_id, finding_type, content) VALUES ($1, 'a', 't', '1') RETURNING id",
+        seeded,
     )
     await stranger.execute("UPDATE agent_findings SET confidence = 0.4, content = '2' WHERE id = $1", finding)
     row = await stranger.fetchrow("SELECT confidence, content FROM agent_findings")
@@ -200,7 +209,9 @@ async def test_a_finding_is_updated_through_the_view(stranger: Connection, seede
         ("$1, 'a', '', '1', 0.5", None),
     ],
 )
-async def test_findings_that_are_refused(stranger: Connection, seeded: uuid.UUID, columns: str, state: str | None) -> None:
+async def test_findings_that_are_refused(
+    stranger: Connection, seeded: uuid.UUID, columns: str, state: str | None
+) -> None:
     sql = f"INSERT INTO agent_findings (session_id, agent_id, finding_type, content, confidence) SELECT {columns}"
     error = await refused(stranger, sql, *([seeded] if "$1" in columns else []))
     assert error.sqlstate in ([state] if state else ["23514", "BB002"])
@@ -212,7 +223,8 @@ async def test_findings_that_are_refused(stranger: Connection, seeded: uuid.UUID
 
 async def add(stranger: Connection, session: uuid.UUID, columns: str = "", values: str = "") -> uuid.UUID:
     return await stranger.fetchval(
-        f"INSERT INTO agent_tasks (session_id, task_type{columns}) VALUES ($1, 'investigate'{values}) RETURNING id", session
+        f"INSERT INTO agent_tasks (session_id, task_type{columns}) VALUES ($1, 'investigate'{values}) RETURNING id",
+        session,
     )
 
 
@@ -226,7 +238,9 @@ async def test_a_task_by_hand_from_beginning_to_end(stranger: Connection, seeded
         "id", "session_id", "assigned_to", "task_type", "parameters", "status", "result", "created_at", "completed_at",
     }  # fmt: skip
     assert (row["status"], row["assigned_to"], row["result"], row["completed_at"]) == ("pending", None, None, None)
-    update = "UPDATE agent_tasks SET status = $2, assigned_to = 'ops/architect' WHERE id = $1 RETURNING status, assigned_to"
+    update = (
+        "UPDATE agent_tasks SET status = $2, assigned_to = 'ops/architect' WHERE id = $1 RETURNING status, assigned_to"
+    )
     for status in ("assigned", "running"):
         changed = await stranger.fetchrow(update, row["id"], status)
         assert changed is not None
@@ -268,9 +282,7 @@ async def test_a_running_task_by_hand_goes_back_after_a_fixed_term(
 
 
 @pytest.mark.parametrize(("status", "last"), [("completed", "task.completed"), ("failed", "task.failed")])
-async def test_a_pending_task_is_ended_at_once(
-    stranger: Connection, seeded: uuid.UUID, status: str, last: str
-) -> None:
+async def test_a_pending_task_is_ended_at_once(stranger: Connection, seeded: uuid.UUID, status: str, last: str) -> None:
     task = await add(stranger, seeded)
     await stranger.execute("UPDATE agent_tasks SET status = $2, result = '1' WHERE id = $1", task, status)
     assert await stranger.fetchval("SELECT status FROM agent_tasks WHERE id = $1", task) == status
@@ -305,7 +317,9 @@ async def test_assigning_and_unassigning(stranger: Connection, seeded: uuid.UUID
     assert (await refused(stranger, "UPDATE agent_tasks SET assigned_to = 'b' WHERE id = $1", task)).sqlstate == "BB003"
 
 
-@pytest.mark.parametrize("status", ["running", "completed", "failed", "cancelled", "sleeping", "dead", "held", "blocked"])
+@pytest.mark.parametrize(
+    "status", ["running", "completed", "failed", "cancelled", "sleeping", "dead", "held", "blocked"]
+)
 async def test_a_task_is_not_born_in_another_status(stranger: Connection, seeded: uuid.UUID, status: str) -> None:
     error = await refused(
         stranger, "INSERT INTO agent_tasks (session_id, task_type, status) VALUES ($1, 't', $2)", seeded, status
@@ -316,8 +330,12 @@ async def test_a_task_is_not_born_in_another_status(stranger: Connection, seeded
 @pytest.mark.parametrize("status", ["sleeping", "dead", "held", "blocked", "scheduled", "awaiting_approval"])
 async def test_a_status_that_is_not_the_seeds_is_refused(stranger: Connection, seeded: uuid.UUID, status: str) -> None:
     task = await add(stranger, seeded)
-    assert (await refused(stranger, "UPDATE agent_tasks SET status = $2 WHERE id = $1", task, status)).sqlstate == "BB003"
-    assert (await refused(stranger, "UPDATE agent_tasks SET status = $2 WHERE id = $1", task, "x" * 51)).sqlstate == "22001"
+    assert (
+        await refused(stranger, "UPDATE agent_tasks SET status = $2 WHERE id = $1", task, status)
+    ).sqlstate == "BB003"
+    assert (
+        await refused(stranger, "UPDATE agent_tasks SET status = $2 WHERE id = $1", task, "x" * 51)
+    ).sqlstate == "22001"
     assert await kinds(stranger, task) == ["task.created"]
 
 
@@ -326,9 +344,7 @@ async def test_a_status_that_is_not_the_seeds_is_refused(stranger: Connection, s
     ["status = 'completed'", "status = 'failed'", "status = 'pending'", "status = 'assigned', assigned_to = 'b'",
      "result = '1'", "assigned_to = 'b'"],
 )  # fmt: skip
-async def test_what_a_live_agent_holds_is_not_touched(
-    stranger: Connection, session: Session, change: str
-) -> None:
+async def test_what_a_live_agent_holds_is_not_touched(stranger: Connection, session: Session, change: str) -> None:
     agent: Agent = await session.join("ops/live")
     await session.tasks.add("t")
     [task] = await agent.tasks.claim()
@@ -341,7 +357,9 @@ async def test_cancelling_asks_a_live_holder(stranger: Connection, session: Sess
     agent = await session.join("ops/live")
     await session.tasks.add("t")
     [task] = await agent.tasks.claim()
-    status = await stranger.fetchval("UPDATE agent_tasks SET status = 'cancelled' WHERE id = $1 RETURNING status", task.id)
+    status = await stranger.fetchval(
+        "UPDATE agent_tasks SET status = 'cancelled' WHERE id = $1 RETURNING status", task.id
+    )
     assert status == "running", "RETURNING tells that it still runs"
     assert (await agent.tasks.progress(task, 1)).cancel_requested
 
@@ -381,7 +399,9 @@ async def test_the_usual_queue_idiom_works(stranger: Connection, seeded: uuid.UU
                     )
                     if task is None:
                         return
-                    await own.execute("UPDATE agent_tasks SET status = 'running', assigned_to = $2 WHERE id = $1", task, name)
+                    await own.execute(
+                        "UPDATE agent_tasks SET status = 'running', assigned_to = $2 WHERE id = $1", task, name
+                    )
                     taken.append(task)
         finally:
             await own.close()
@@ -402,7 +422,9 @@ async def test_many_rows_in_one_update(stranger: Connection, seeded: uuid.UUID) 
 async def test_a_paused_session_gives_out_nothing(stranger: Connection, seeded: uuid.UUID) -> None:
     task = await add(stranger, seeded)
     await stranger.execute("UPDATE agent_sessions SET status = 'paused'")
-    assert (await refused(stranger, "UPDATE agent_tasks SET status = 'running' WHERE id = $1", task)).sqlstate == "BB012"
+    assert (
+        await refused(stranger, "UPDATE agent_tasks SET status = 'running' WHERE id = $1", task)
+    ).sqlstate == "BB012"
 
 
 async def test_rows_deleted_by_hand_leave_their_last_state(stranger: Connection, seeded: uuid.UUID) -> None:
@@ -417,18 +439,24 @@ async def test_what_strangers_write_the_handles_read(stranger: Connection, sessi
     agent = await session.join("ops/agent")
     task = await add(stranger, session.id)
     await stranger.execute(
-        "INSERT INTO agent_findings (session_id, agent_id, finding_type, content) VALUES ($1, 'by/hand', 't', '\"seen\"')", session.id
+        "INSERT INTO agent_findings (session_id, agent_id, finding_type, content) VALUES ($1, 'by/hand', 't', '\"seen\"')",
+        session.id,
     )
     [claimed] = await agent.tasks.claim()
     assert claimed.id == task
     [finding] = await session.findings.list()
     assert (finding.agent_id, finding.content) == ("by/hand", "seen")
-    assert [event.type for event in (await session.events.read(topics=["task.*"])).events] == ["task.created", "task.assigned"]
+    assert [event.type for event in (await session.events.read(topics=["task.*"])).events] == [
+        "task.created",
+        "task.assigned",
+    ]
 
 
 def test_psycopg_reads_and_writes_them_too(database_url: str) -> None:
     with psycopg.connect(database_url, options="-c search_path=blackboard") as connection:
-        row = connection.execute("INSERT INTO agent_sessions (context) VALUES (%s) RETURNING id", ['{"a": 1}']).fetchone()
+        row = connection.execute(
+            "INSERT INTO agent_sessions (context) VALUES (%s) RETURNING id", ['{"a": 1}']
+        ).fetchone()
         assert row is not None
         session = row[0]
         with connection.cursor() as cursor:

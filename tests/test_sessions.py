@@ -42,7 +42,12 @@ async def test_a_session_is_started_and_found(board: Blackboard) -> None:
     started = await board.start("INC-1", goal="why?", context={"task": "INC-1"}, allow_self_validation=True)
     record = started.record
     assert (record.name, record.goal, record.context, record.status) == ("INC-1", "why?", {"task": "INC-1"}, "active")
-    assert (record.created_by, record.closed_at, record.outcome, record.allow_self_validation) == ("tester", None, None, True)
+    assert (record.created_by, record.closed_at, record.outcome, record.allow_self_validation) == (
+        "tester",
+        None,
+        None,
+        True,
+    )
     for wanted in ("INC-1", started.id, str(started.id)):
         assert (await board.session(wanted)).record == record
     [event] = (await started.events.read()).events
@@ -162,8 +167,12 @@ async def test_a_session_that_is_not_there(board: Blackboard, wanted: Any) -> No
 
 @pytest.mark.parametrize("limit", [0, -1, 2**31, 2**70])
 async def test_limits_out_of_range_are_refused(board: Blackboard, session: Session, limit: int) -> None:
-    for call in (board.sessions.list(limit=limit), session.board(limit=limit), session.events.read(limit=limit),
-                 session.events.history(limit=limit)):
+    for call in (
+        board.sessions.list(limit=limit),
+        session.board(limit=limit),
+        session.events.read(limit=limit),
+        session.events.history(limit=limit),
+    ):
         with pytest.raises(InvalidInput):
             await call
 
@@ -469,7 +478,7 @@ async def test_the_whole_picture(session: Session) -> None:
     assert picture.session == await session.refresh()
     assert [found.id for found in picture.findings] == [finding.id]
     assert [found.id for found in picture.hypotheses] == [strong.id, weak.id]
-    assert [found.id for found in picture.tasks][0] == task.id
+    assert next(found.id for found in picture.tasks) == task.id
     assert [found.id for found in picture.proposals] == [proposal.id]
     assert [(found.id, found.status) for found in picture.actions] == [(action.id, "awaiting_approval")]
     assert [found.id for found in picture.agents] == [agent.id]

@@ -88,7 +88,9 @@ async def test_its_header_says_what_it_does(db: Connection, name: str) -> None:
     for sentence in re.findall(r"Ind(?:ex|exes): ([^.]*)\.", statement.doc):
         named |= set(re.findall(r"[a-z_]+_[a-z_]+", sentence)) - {name.partition(".")[2] for name in STATEMENTS}
     for index in named:
-        kind = await db.fetchval("SELECT relkind::text FROM pg_class WHERE oid = to_regclass($1)", f"blackboard.{index}")
+        kind = await db.fetchval(
+            "SELECT relkind::text FROM pg_class WHERE oid = to_regclass($1)", f"blackboard.{index}"
+        )
         assert kind == "i", f"{name} names {index}, which is no index"
 
 

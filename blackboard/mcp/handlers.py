@@ -32,6 +32,7 @@ from .refusals import Refused, from_error, from_fault, from_validation
 from .resources import TEMPLATE, list_resources, read_resource
 from .schema import input_schema, output_schema
 from .tool import Call, Tool
+from .tools_budgets import BUDGET_TOOLS
 from .tools_decisions import DECISION_TOOLS
 from .tools_findings import FINDING_TOOLS
 from .tools_hypotheses import HYPOTHESIS_TOOLS
@@ -48,7 +49,8 @@ _Context = ServerRequestContext[dict[str, Any], Any]
 TOOLS: dict[str, Tool[Any]] = {
     tool.verb: tool
     for tool in (
-        *SESSION_TOOLS, *WAIT_TOOLS, *FINDING_TOOLS, *TASK_TOOLS, *DECISION_TOOLS, *HYPOTHESIS_TOOLS
+        *SESSION_TOOLS, *WAIT_TOOLS, *FINDING_TOOLS, *TASK_TOOLS, *DECISION_TOOLS, *HYPOTHESIS_TOOLS,
+        *BUDGET_TOOLS,
     )
 }  # fmt: skip
 """Every tool by its verb, in the order in which they are listed."""

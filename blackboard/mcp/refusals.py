@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ..errors import (
     BlackboardError,
+    BudgetExceeded,
     CursorExpired,
     CursorFromAnotherHistory,
     IdempotencyConflict,
@@ -30,6 +31,10 @@ __all__ = ["Refused", "from_error", "from_fault", "from_validation"]
 
 # The most specific class decides. Templates are ours alone: nothing that others wrote is ever formatted into them.
 _NEXT: dict[type[BlackboardError], str] = {
+    BudgetExceeded: (
+        "Nothing was reserved: do not spend it. Reserve less, or {fail_task} with error=\"budget\"; only a human raises "
+        "a budget."
+    ),
     IdempotencyConflict: "Repeat the first call with exactly the same arguments, or call with a new idempotency_key.",
     LeaseLost: (
         "Stop this work: somebody else may be doing it. What you learned is still welcome with {post_finding}; "
@@ -58,6 +63,7 @@ _LOOK: dict[str, str] = {
     "task": "{view} lists the tasks with their ids.",
     "action": "{view} lists the actions with their ids.",
     "agent": "Call {join_session} first.",
+    "reservation": "{reserve_budget} makes one and returns its id.",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
@@ -21,7 +22,12 @@ class SessionStatus(StrEnum):
 
 
 class SessionRecord(Record):
-    """One row of ``blackboard.sessions``."""
+    """One row of ``blackboard.sessions``.
+
+    Attributes:
+        ageing: a ready task gains a step of priority for each such time that it waits; None is off.
+        retention: how long ``tasks.prune()`` keeps finished tasks by default.
+    """
 
     json_columns: ClassVar[frozenset[str]] = frozenset({"context", "outcome"})
 
@@ -35,3 +41,5 @@ class SessionRecord(Record):
     created_by: str
     created_at: UtcDatetime
     closed_at: UtcDatetime | None
+    ageing: timedelta | None = None
+    retention: timedelta | None = None

@@ -11,7 +11,17 @@ from pydantic import Field
 
 from .base import Record, UtcDatetime
 
-__all__ = ["FINAL", "TRANSITIONS", "Dependency", "LateResult", "NewTask", "TaskRecord", "TaskStatus"]
+__all__ = [
+    "FINAL",
+    "TRANSITIONS",
+    "UNFINISHED",
+    "Dependency",
+    "LateResult",
+    "NewTask",
+    "TaskRecord",
+    "TaskStatus",
+    "Unique",
+]
 
 
 class TaskStatus(StrEnum):
@@ -38,6 +48,9 @@ class TaskStatus(StrEnum):
 _S = TaskStatus
 FINAL: Final = frozenset({_S.COMPLETED, _S.FAILED, _S.CANCELLED, _S.DEAD})
 """Nothing follows, except that ``failed`` and ``dead`` can be redriven and ``dead`` discarded."""
+
+UNFINISHED: Final = (_S.SCHEDULED, _S.BLOCKED, _S.AWAITING_APPROVAL, _S.HELD, _S.PENDING, _S.ASSIGNED, _S.RUNNING)
+"""Where a task has not ended: what a unique task is by default compared with."""
 
 _WAITING = frozenset({_S.SCHEDULED, _S.BLOCKED, _S.AWAITING_APPROVAL, _S.HELD, _S.PENDING, _S.ASSIGNED})
 _READY = frozenset({_S.PENDING, _S.ASSIGNED, _S.SCHEDULED})
@@ -67,6 +80,20 @@ class Dependency(Record):
     on_failure: str = "fail"
 
 
+class Unique(Record):
+    """Says when a new task is the same as one that is there, which is then returned in its place.
+
+    Attributes:
+        key: 1 to 200 characters; tasks of one session with the same key are compared.
+        window: only those added this long ago or less; by default however old.
+        states: only those that stand like this; by default those that have not ended.
+    """
+
+    key: str
+    window: timedelta | None = None
+    states: tuple[TaskStatus, ...] = UNFINISHED
+
+
 class NewTask(Record):
     """What ``tasks.add_many`` takes; the same arguments as ``tasks.add``."""
 
@@ -82,6 +109,10 @@ class NewTask(Record):
     requires_approval: bool = False
     max_attempts: int = 5
     retry_delay: timedelta = timedelta(seconds=1)
+    unique: Unique | None = None
+    limit_key: str | None = None
+    expires_at: UtcDatetime | None = None
+    fallback: timedelta | None = None
 
 
 class TaskRecord(Record):
@@ -94,9 +125,14 @@ class TaskRecord(Record):
         timeout: the longest one attempt may run.
         error: of the last attempt that failed: ``code``, ``message``, ``attempt``, ``agent_id``, maybe ``traceback``.
         blockers: how many dependencies have not finished.
+        unique_key: of the ``Unique`` it was added with.
+        limit_key: by which limits that are per key tell it from others.
+        expires_at: not started by then, it is cancelled (``error.code`` is ``deadline``).
+        fallback: how long an assigned task waits for its agent before anybody may have it.
+        held: what holds it: ``code`` and facts; ``tasks.why`` says it in words.
     """
 
-    json_columns: ClassVar[frozenset[str]] = frozenset({"parameters", "progress", "result", "error"})
+    json_columns: ClassVar[frozenset[str]] = frozenset({"parameters", "progress", "result", "error", "held"})
 
     session_id: UUID
     id: UUID
@@ -126,6 +162,11 @@ class TaskRecord(Record):
     created_by: str
     created_at: UtcDatetime
     completed_at: UtcDatetime | None
+    unique_key: str | None = None
+    limit_key: str | None = None
+    expires_at: UtcDatetime | None = None
+    fallback: timedelta | None = None
+    held: Any = None
 
     @property
     def finished(self) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -16,14 +16,21 @@ from ..jsonable import check_text, dump_json
 from ..models.budgets import BudgetRecord, BudgetReport, LedgerEntry, Reservation, Spending, SpendStatus, Unit, Usage
 from ..store.executor import Row
 from ..store.statements import statements
+from .amounts import (
+    Amount,
+    as_amount,
+    as_amounts,
+    as_currency,
+    as_spend_status,
+    as_unit,
+    reservation_id_of,
+    reservation_of,
+)
 from .scope import Repository
 
 __all__ = ["Budgets"]
 
 _SQL = statements("budgets")
-
-Amount = float | Decimal
-"""Tokens, calls, seconds or money. Money is better given as a Decimal or a whole number."""
 
 
 class Budgets(Repository):
@@ -69,7 +76,7 @@ class Budgets(Repository):
             NotPermitted: this database role only works as an agent and sets no budgets.
             SessionClosed: the session is over.
         """
-        kind = _unit(unit)
+        kind = as_unit(unit)
         if kind is not Unit.COST and currency is not None:
             raise InvalidInput("A currency belongs to a budget of cost and to no other.", field="currency")
         if agent_id is not None and task_id is not None:
@@ -78,10 +85,10 @@ class Budgets(Repository):
             _SQL["set_budget"],
             session_id=self._scope.session_id,
             unit=kind.value,
-            ceiling=_amount(ceiling, "ceiling"),
-            soft=None if soft is None else _amount(soft, "soft"),
+            ceiling=as_amount(ceiling, "ceiling"),
+            soft=None if soft is None else as_amount(soft, "soft"),
             window=window,
-            currency=_currency(currency) if kind is Unit.COST else None,
+            currency=as_currency(currency) if kind is Unit.COST else None,
             agent_id=None if agent_id is None else check_text(agent_id, "agent_id", 100, 1),
             task_id=None if task_id is None else as_uuid(task_id, "task_id"),
             actor=self._scope.actor,
@@ -89,9 +96,7 @@ class Budgets(Repository):
         assert row is not None
         return BudgetRecord.from_row(row)
 
-    async def remove(
-        self, unit: Unit | str, *, agent_id: str | None = None, task_id: UUID | str | None = None
-    ) -> bool:
+    async def remove(self, unit: Unit | str, *, agent_id: str | None = None, task_id: UUID | str | None = None) -> bool:
         """That budget limits nothing any more; the ledger stays. Writes ``budget.deleted``.
 
         Returns:
@@ -106,7 +111,7 @@ class Budgets(Repository):
         row = await self._executor.fetch_one(
             _SQL["remove_budget"],
             session_id=self._scope.session_id,
-            unit=_unit(unit).value,
+            unit=as_unit(unit).value,
             agent_id=agent_id,
             task_id=None if task_id is None else as_uuid(task_id, "task_id"),
             actor=self._scope.actor,
@@ -135,7 +140,7 @@ class Budgets(Repository):
         """All of the amounts are held for this agent under every budget that applies, or nothing is.
 
         Settle or release it in the end; else it expires when the lease of this process lapses. Without any budget it
-        is only written down. A refusal writes ``budget.refused``.
+        is only written down. A refusal writes ``budget.refused``, unless it broke the caller's own transaction.
 
         Args:
             tokens, calls: whole numbers from 0.
@@ -156,7 +161,7 @@ class Budgets(Repository):
             NotPermitted: this agent has left the session.
             SessionClosed: the session is over.
         """
-        amounts = _amounts({"tokens": tokens, "cost": cost, "calls": calls, "seconds": seconds})
+        amounts = as_amounts({"tokens": tokens, "cost": cost, "calls": calls, "seconds": seconds})
         if not amounts:
             raise InvalidInput("Say how much: tokens, cost, calls or seconds.", field="tokens")
         reservation_id = new_id() if id is None else as_uuid(id, "id")
@@ -167,7 +172,7 @@ class Budgets(Repository):
             "task_id": None if task is None else as_uuid(task, "task"),
             "units": list(amounts),
             "amounts": list(amounts.values()),
-            "currency": _currency(currency),
+            "currency": as_currency(currency),
             "model": None if model is None else check_text(model, "model", 200, 1),
             "note": check_text(note, "note", 1000),
         }
@@ -176,7 +181,7 @@ class Budgets(Repository):
         except BudgetExceeded as refused:
             rows = await self._refused(params, refused)
         self._hint("budgets")
-        return _reservation(rows)
+        return reservation_of(rows)
 
     async def settle(
         self,
@@ -209,25 +214,25 @@ class Budgets(Repository):
             InvalidTransition: it was released.
             NotFound: no such reservation.
         """
-        amounts = _amounts({"tokens": tokens, "cost": cost, "calls": calls, "seconds": seconds})
+        amounts = as_amounts({"tokens": tokens, "cost": cost, "calls": calls, "seconds": seconds})
         if currency is None:
             currency = reservation.currency if isinstance(reservation, Reservation) else None
             if currency is None and "cost" in amounts:
-                held = _id(reservation)
+                held = reservation_id_of(reservation)
                 currency = (await self.get(held)).currency
         rows = await self._executor.fetch_all(
             _SQL["settle_budget"],
             session_id=self._scope.session_id,
-            id=_id(reservation),
+            id=reservation_id_of(reservation),
             units=list(amounts),
             amounts=list(amounts.values()),
-            currency=_currency(currency),
+            currency=as_currency(currency),
             model=None if model is None else check_text(model, "model", 200, 1),
             note=None if note is None else check_text(note, "note", 1000),
             actor=self._scope.actor,
         )
         self._hint("budgets")
-        return _reservation(rows)
+        return reservation_of(rows)
 
     async def release(self, reservation: Reservation | UUID | str) -> Reservation:
         """Nothing was spent: what was reserved is free again. The same call again changes nothing.
@@ -239,11 +244,11 @@ class Budgets(Repository):
         rows = await self._executor.fetch_all(
             _SQL["release_budget"],
             session_id=self._scope.session_id,
-            id=_id(reservation),
+            id=reservation_id_of(reservation),
             actor=self._scope.actor,
         )
         self._hint("budgets")
-        return _reservation(rows)
+        return reservation_of(rows)
 
     @asynccontextmanager
     async def spend(
@@ -310,7 +315,7 @@ class Budgets(Repository):
                 noun="reservation",
                 id=str(reservation_id),
             )
-        return _reservation(rows)
+        return reservation_of(rows)
 
     async def ledger(
         self,
@@ -319,7 +324,7 @@ class Budgets(Repository):
         task_id: UUID | str | None = None,
         status: SpendStatus | str | None = None,
         limit: int = 100,
-    ) -> Sequence[LedgerEntry]:
+    ) -> list[LedgerEntry]:
         """The entries that match, newest first; one for each unit of a reservation.
 
         Raises:
@@ -330,7 +335,7 @@ class Budgets(Repository):
             session_id=self._scope.session_id,
             agent_id=agent_id,
             task_id=None if task_id is None else as_uuid(task_id, "task_id"),
-            status=None if status is None else _status(status),
+            status=None if status is None else as_spend_status(status),
             limit=limit,
         )
         return [LedgerEntry.from_row(row) for row in rows]
@@ -340,14 +345,14 @@ class Budgets(Repository):
 
         What silent processes held is freed first.
         """
-        await self.expire()
-        async with self._executor.transaction() as executor:
-            # One snapshot is not needed: the ledger and the counters may differ by what was settled in between.
+        if not self._executor.bound:
+            # Whoever may only read reports all the same.
+            with suppress(BlackboardError):
+                await self.expire()
+        async with self._executor.transaction("repeatable read") as executor:
             budgets = await executor.fetch_all(_SQL["list_budgets"], session_id=self._scope.session_id)
             rows = await executor.fetch_all(_SQL["report_usage"], session_id=self._scope.session_id)
-            now = await executor.fetch_one(
-                _SQL["over_budget"], session_id=self._scope.session_id, agent_id=None, task_id=None
-            )
+            now = await executor.fetch_one(_SQL["report_time"])
         assert now is not None
         parts: dict[str, list[Usage]] = {"totals": [], "agents": [], "tasks": [], "models": []}
         for row in rows:
@@ -428,72 +433,3 @@ class Budgets(Repository):
             model=spending.model,
             note=spending.note,
         )
-
-
-def _reservation(rows: Sequence[Row]) -> Reservation:
-    entries = [LedgerEntry.from_row(row) for row in rows]
-    first = entries[0]
-    return Reservation(
-        id=first.reservation_id,
-        agent_id=first.agent_id,
-        task_id=first.task_id,
-        model=first.model,
-        note=first.note,
-        currency=next((entry.currency for entry in entries if entry.currency), None),
-        # Its entries move together; where plain SQL parted them, one that is held holds the whole.
-        status=min((entry.status for entry in entries), key=list(SpendStatus).index),
-        reserved={entry.unit: entry.reserved for entry in entries},
-        settled={entry.unit: entry.settled for entry in entries if entry.settled is not None},
-        at=min(entry.at for entry in entries),
-        settled_at=max((entry.settled_at for entry in entries if entry.settled_at), default=None),
-    )
-
-
-def _id(reservation: Reservation | UUID | str) -> UUID:
-    return reservation.id if isinstance(reservation, Reservation) else as_uuid(reservation, "reservation")
-
-
-def _unit(value: Unit | str) -> Unit:
-    try:
-        return Unit(value)
-    except ValueError:
-        raise InvalidInput(f"There is no unit {value!r}; use one of {', '.join(Unit)}.", field="unit") from None
-
-
-def _status(value: SpendStatus | str) -> str:
-    try:
-        return SpendStatus(value).value
-    except ValueError:
-        known = ", ".join(SpendStatus)
-        raise InvalidInput(f"There is no status {value!r}; use one of {known}.", field="status") from None
-
-
-def _currency(value: str | None) -> str:
-    currency = "USD" if value is None else value
-    if not (3 <= len(currency) <= 8 and currency.isascii() and currency.isalpha() and currency.isupper()):
-        raise InvalidInput(
-            f"A currency is 3 to 8 capital letters, such as USD, got {currency!r:.40}.", field="currency"
-        )
-    return currency
-
-
-def _amounts(given: Mapping[str, Amount | None]) -> dict[str, Decimal]:
-    amounts = {unit: _amount(value, unit) for unit, value in given.items() if value is not None}
-    for unit in ("tokens", "calls"):
-        if unit in amounts and amounts[unit] != amounts[unit].to_integral_value():
-            raise InvalidInput(f"{unit} must be a whole number, got {amounts[unit]}.", field=unit)
-    return amounts
-
-
-def _amount(value: Amount, field: str) -> Decimal:
-    """``value`` as an exact number; a float is what it prints as, so that 0.1 is a tenth."""
-    try:
-        number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
-    except (InvalidOperation, TypeError, ValueError):
-        raise InvalidInput(f"{field} must be a number, got {value!r:.40}.", field=field) from None
-    if not number.is_finite() or not 0 <= number <= 10**15:
-        raise InvalidInput(f"{field} must be between 0 and 1e15, got {number}.", field=field)
-    exponent = number.normalize().as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -12:
-        raise InvalidInput(f"{field} has more than 12 decimal places.", field=field)
-    return number

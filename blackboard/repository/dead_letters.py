@@ -32,9 +32,7 @@ class DeadLetters(Repository):
             NotFound: no such task in this session.
         """
         wanted = as_uuid(task_id, "task_id")
-        rows = await self._executor.fetch_all(
-            _SQL["list_attempt_events"], session_id=self._scope.session_id, id=wanted
-        )
+        rows = await self._executor.fetch_all(_SQL["list_attempt_events"], session_id=self._scope.session_id, id=wanted)
         if rows and rows[0]["type"] is None:
             rows = []
         elif not rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from ..store.statements import statements
 __all__ = ["Sessions"]
 
 _SQL = statements("sessions")
+_GATES = statements("gates")
 
 
 class Sessions:
@@ -117,6 +119,33 @@ class Sessions:
             status=None if status is None else _status(status),
             actor=self._actor,
             key=None if key is None else check_text(key, "key", 200, 1),
+        )
+        assert row is not None
+        return SessionRecord.from_row(row)
+
+    async def configure(
+        self, session_id: UUID, *, ageing: timedelta | None = None, retention: timedelta | None = None
+    ) -> SessionRecord:
+        """Ageing and retention are as given; what is None stays, and zero ends it.
+
+        Args:
+            session_id: which session.
+            ageing: a ready task gains a step of priority for each such time that it waits, so that low priority is
+                not starved; 1 second or more. Checked about four times in that time, by those who look for work, for
+                a bounded number of tasks a time.
+            retention: how long ``tasks.prune()`` keeps finished tasks when it is not told.
+
+        Raises:
+            InvalidInput: a value is refused.
+            NotFound: no such session.
+            SessionClosed: it is completed or failed.
+        """
+        row = await self._executor.fetch_one(
+            _GATES["configure_session"],
+            session_id=session_id,
+            ageing=ageing,
+            retention=retention,
+            actor=self._actor,
         )
         assert row is not None
         return SessionRecord.from_row(row)

@@ -11,17 +11,18 @@ from uuid import UUID
 from ..errors import InvalidInput, LeaseLost, NotFound, WaitTimeout
 from ..ids import as_uuid, new_id
 from ..jsonable import check_text, dump_json
-from ..models.tasks import Dependency, LateResult, NewTask, TaskRecord, TaskStatus
+from ..models.tasks import Dependency, LateResult, NewTask, TaskRecord, TaskStatus, Unique
 from ..store.statements import statements
 from .dead_letters import DeadLetters
+from .gates import TaskGates
 
-__all__ = ["Tasks", "error_facts"]
+__all__ = ["Tasks", "error_facts", "task_options"]
 
 _SQL = statements("tasks")
 _ENGINE = statements("engine")
 
 
-class Tasks(DeadLetters):
+class Tasks(DeadLetters, TaskGates):
     """The work of one session."""
 
     async def add(
@@ -38,6 +39,10 @@ class Tasks(DeadLetters):
         requires_approval: bool = False,
         max_attempts: int = 5,
         retry_delay: timedelta = timedelta(seconds=1),
+        unique: Unique | None = None,
+        limit_key: str | None = None,
+        expires_at: datetime | None = None,
+        fallback: timedelta | None = None,
         id: UUID | str | None = None,  # noqa: A002
     ) -> TaskRecord:
         """The task is on the board; once committed, whoever can do it may claim it.
@@ -47,13 +52,19 @@ class Tasks(DeadLetters):
             parameters: any JSON value up to 1 MiB, such as ``{"target": …, "context": …}``.
             capability: only agents that offer it may claim; empty means anyone.
             priority: 0 to 10, higher first.
-            assigned_to: only this agent may claim it.
+            assigned_to: only this agent may claim it, for its first attempt.
             depends_on: tasks that must finish first; a plain id cancels this task when that one does not complete.
             run_at: not before this moment (aware datetime).
             timeout: the longest one attempt may run, up to 3650 days; then the attempt has failed.
             requires_approval: held until somebody approves it.
             max_attempts: attempts before it is dead, 1 to 1000.
             retry_delay: before the second attempt; doubles with each, with jitter, up to an hour (or this, if longer).
+            unique: when there is such a task already, that one is returned and nothing is added; of two who add at
+                once, one does.
+            limit_key: tells it from others in limits that are per key, such as a customer; 1 to 200 characters.
+            expires_at: not started by this moment (aware datetime), it is cancelled; checked about once a second.
+            fallback: with ``assigned_to``: anybody may claim it when that agent has not in this time since it was
+                ready, or when it has left or gone silent.
             id: the idempotency key; made here when not given.
 
         Raises:
@@ -76,6 +87,10 @@ class Tasks(DeadLetters):
             requires_approval=requires_approval,
             max_attempts=max_attempts,
             retry_delay=retry_delay,
+            unique=unique,
+            limit_key=limit_key,
+            expires_at=expires_at,
+            fallback=fallback,
         )
         row = await self._executor.fetch_one(
             _SQL["add_task"],
@@ -85,7 +100,7 @@ class Tasks(DeadLetters):
             capability=check_text(capability, "capability", 100),
             priority=_priority(priority),
             parameters=dump_json(task.parameters, "parameters"),
-            options=_options(task),
+            options=task_options(task),
             actor=self._scope.actor,
         )
         assert row is not None
@@ -95,24 +110,28 @@ class Tasks(DeadLetters):
     async def add_many(self, tasks: Iterable[NewTask]) -> list[UUID]:
         """All of the tasks are on the board, or none; their ids in the order given. They may depend on each other.
 
+        For one that is not unique the id is that of the task which was there, or comes earlier in the batch; none may
+        depend on it by the id it was given.
+
         Raises:
             CyclicDependency, IdempotencyConflict, InvalidInput, NotFound, SessionClosed: as ``add`` does.
         """
         batch = list(tasks)
         ids = [task.id or new_id() for task in batch]
-        await self._executor.execute(
-            _SQL["add_tasks"],
+        unique = any(task.unique is not None for task in batch)
+        row = await self._executor.fetch_one(
+            _SQL["add_unique_tasks" if unique else "add_tasks"],
             session_id=self._scope.session_id,
             ids=ids,
             types=[check_text(task.type, "type", 50, 1) for task in batch],
             capabilities=[check_text(task.capability, "capability", 100) for task in batch],
             priorities=[_priority(task.priority) for task in batch],
             parameters=[dump_json(task.parameters, "parameters") for task in batch],
-            options=[_options(task) for task in batch],
+            options=[task_options(task) for task in batch],
             actor=self._scope.actor,
         )
         self._hint("tasks")
-        return ids
+        return row["ids"] if unique and row is not None else ids
 
     async def claim(
         self,
@@ -526,7 +545,7 @@ def _status(value: TaskStatus | str) -> str:
         raise InvalidInput(f"There is no task status {value!r}; use one of {known}.", field="status") from None
 
 
-def _options(task: NewTask) -> str | None:
+def task_options(task: NewTask) -> str | None:
     """What is rare about a task as one object; None for a plain task, which is the fast path."""
     options: dict[str, Any] = {}
     if task.assigned_to is not None:
@@ -535,6 +554,18 @@ def _options(task: NewTask) -> str | None:
         if task.run_at.tzinfo is None:
             raise InvalidInput("run_at must be an aware datetime, such as datetime.now(UTC).", field="run_at")
         options["run_at"] = task.run_at.isoformat()
+    if task.expires_at is not None:
+        if task.expires_at.tzinfo is None:
+            raise InvalidInput("expires_at must be an aware datetime, such as datetime.now(UTC).", field="expires_at")
+        options["expires_at"] = task.expires_at.isoformat()
+    if task.fallback is not None:
+        if task.assigned_to is None:
+            raise InvalidInput("fallback needs assigned_to: whom to wait for.", field="fallback")
+        options["fallback"] = f"{task.fallback.total_seconds()} seconds"
+    if task.limit_key is not None:
+        options["limit_key"] = check_text(task.limit_key, "limit_key", 200, 1)
+    if task.unique is not None:
+        options["unique"] = _unique(task.unique)
     if task.timeout is not None:
         options["timeout"] = f"{task.timeout.total_seconds()} seconds"
     if task.requires_approval:
@@ -547,6 +578,15 @@ def _options(task: NewTask) -> str | None:
     if edges:
         options["depends_on"] = [{"id": str(edge.id), "on_failure": edge.on_failure} for edge in edges]
     return dump_json(options, "options") if options else None
+
+
+def _unique(unique: Unique) -> dict[str, Any]:
+    window = unique.window
+    return {
+        "key": check_text(unique.key, "unique", 200, 1),
+        "window": None if window is None else f"{window.total_seconds()} seconds",
+        "states": [TaskStatus(state).value for state in unique.states],
+    }
 
 
 def error_facts(error: BaseException | str | dict[str, Any]) -> dict[str, Any]:

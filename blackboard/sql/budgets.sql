@@ -97,5 +97,8 @@ ORDER BY part, s.unit, s.currency, spent DESC, key;
 
 -- name: over_budget
 -- Whether the agent's work on the task has a budget that is used up.
-SELECT blackboard.over_budget(CAST(:session_id AS uuid), CAST(:agent_id AS text), CAST(:task_id AS uuid)) AS over,
-       blackboard.now() AS at;
+SELECT blackboard.over_budget(CAST(:session_id AS uuid), CAST(:agent_id AS text), CAST(:task_id AS uuid)) AS over;
+
+-- name: report_time
+-- The server's time.
+SELECT blackboard.now() AS at;

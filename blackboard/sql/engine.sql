@@ -14,7 +14,8 @@ FROM blackboard.claim_tasks(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.complete_and_claim(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:claim_id AS uuid), CAST(:attempt AS integer),
     CAST(CAST(:result AS text) AS jsonb), CAST(:agent_id AS text), CAST(:capabilities AS text[]),
@@ -59,7 +60,8 @@ WHERE lease_id = CAST(:lease_id AS uuid) AND cancel_requested;
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid) AND status = 'dead'
   AND (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
@@ -80,7 +82,8 @@ FROM blackboard.redrive_tasks(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.discard_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:reason AS text), CAST(:actor AS text));
 

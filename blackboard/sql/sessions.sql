@@ -2,7 +2,7 @@
 -- Starts a session; the same id with the same content returns it again.
 -- Locks: nothing beyond its own row.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,
-       allow_self_validation, created_by, created_at, closed_at
+       allow_self_validation, ageing, retention, created_by, created_at, closed_at
 FROM blackboard.start_session(
     CAST(:id AS uuid), CAST(:name AS text), CAST(:goal AS text), CAST(CAST(:context AS text) AS jsonb),
     CAST(:actor AS text), CAST(:allow_self_validation AS boolean));
@@ -10,14 +10,14 @@ FROM blackboard.start_session(
 -- name: get_session
 -- One session by id. Index: sessions_pkey.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,
-       allow_self_validation, created_by, created_at, closed_at
+       allow_self_validation, ageing, retention, created_by, created_at, closed_at
 FROM blackboard.sessions
 WHERE id = CAST(:id AS uuid);
 
 -- name: find_session
 -- The open session of that name, else the newest closed one.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,
-       allow_self_validation, created_by, created_at, closed_at
+       allow_self_validation, ageing, retention, created_by, created_at, closed_at
 FROM blackboard.sessions
 WHERE name = CAST(:name AS text)
 ORDER BY (status IN ('active', 'paused')) DESC, created_at DESC
@@ -26,7 +26,7 @@ LIMIT 1;
 -- name: list_sessions
 -- Newest first. Index: sessions_created.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,
-       allow_self_validation, created_by, created_at, closed_at
+       allow_self_validation, ageing, retention, created_by, created_at, closed_at
 FROM blackboard.sessions
 WHERE (CAST(:status AS text) IS NULL OR status = CAST(:status AS text))
 ORDER BY created_at DESC, id
@@ -35,7 +35,7 @@ LIMIT CAST(:limit AS integer);
 -- name: update_session
 -- Changes goal, context or status (active, paused); NULL leaves a column as it is.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,
-       allow_self_validation, created_by, created_at, closed_at
+       allow_self_validation, ageing, retention, created_by, created_at, closed_at
 FROM blackboard.update_session(
     CAST(:session_id AS uuid), CAST(:goal AS text), CAST(CAST(:context AS text) AS jsonb), CAST(:status AS text),
     CAST(:actor AS text), CAST(:key AS text));
@@ -44,6 +44,6 @@ FROM blackboard.update_session(
 -- Ends a session once: open tasks are cancelled, open proposals closed without a decision, locks released.
 -- Locks: the session's row, then its open rows.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,
-       allow_self_validation, created_by, created_at, closed_at
+       allow_self_validation, ageing, retention, created_by, created_at, closed_at
 FROM blackboard.close_session(
     CAST(:session_id AS uuid), CAST(:status AS text), CAST(CAST(:outcome AS text) AS jsonb), CAST(:actor AS text));

@@ -6,13 +6,22 @@ SELECT blackboard.add_tasks(
     CAST(:priorities AS smallint[]), CAST(CAST(:parameters AS text[]) AS jsonb[]),
     CAST(CAST(:options AS text[]) AS jsonb[]), CAST(:actor AS text)) AS added;
 
+-- name: add_unique_tasks
+-- Adds many tasks of which some are unique; the ids under which they are to be found, in the order given.
+-- Locks: the keys in their order, tasks depended on by id.
+SELECT blackboard.add_unique_tasks(
+    CAST(:session_id AS uuid), CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:capabilities AS text[]),
+    CAST(:priorities AS smallint[]), CAST(CAST(:parameters AS text[]) AS jsonb[]),
+    CAST(CAST(:options AS text[]) AS jsonb[]), CAST(:actor AS text)) AS ids;
+
 -- name: add_task
 -- Adds one task and returns it; the same id with the same content returns it again.
 -- Locks: tasks depended on, by id.
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.add_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:type AS text), CAST(:capability AS text),
     CAST(:priority AS smallint), CAST(CAST(:parameters AS text) AS jsonb), CAST(CAST(:options AS text) AS jsonb),
@@ -23,7 +32,8 @@ FROM blackboard.add_task(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid) AND id = CAST(:id AS uuid);
 
@@ -32,7 +42,8 @@ WHERE session_id = CAST(:session_id AS uuid) AND id = CAST(:id AS uuid);
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid) AND id = ANY (CAST(:ids AS uuid[]));
 
@@ -41,7 +52,8 @@ WHERE session_id = CAST(:session_id AS uuid) AND id = ANY (CAST(:ids AS uuid[]))
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid)
   AND (CAST(:statuses AS text[]) IS NULL OR status = ANY (CAST(:statuses AS text[])))
@@ -71,7 +83,8 @@ ORDER BY depends_on_id;
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.claim_tasks(
     CAST(:session_id AS uuid), CAST(:agent_id AS text), CAST(:capabilities AS text[]), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid), CAST(:limit AS integer));
@@ -82,7 +95,8 @@ FROM blackboard.claim_tasks(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.claim_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:agent_id AS text), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid));
@@ -100,7 +114,8 @@ FROM blackboard.complete_tasks(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.fail_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:claim_id AS uuid), CAST(:attempt AS integer),
     CAST(CAST(:error AS text) AS jsonb), CAST(:retry AS boolean), CAST(:delay AS interval), CAST(:agent_id AS text));
@@ -110,7 +125,8 @@ FROM blackboard.fail_task(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.release_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:claim_id AS uuid), CAST(:attempt AS integer),
     CAST(:agent_id AS text));
@@ -120,7 +136,8 @@ FROM blackboard.release_task(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.progress_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:claim_id AS uuid), CAST(:attempt AS integer),
     CAST(CAST(:progress AS text) AS jsonb), CAST(:agent_id AS text));
@@ -130,7 +147,8 @@ FROM blackboard.progress_task(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.cancel_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:reason AS text), CAST(:actor AS text));
 
@@ -139,7 +157,8 @@ FROM blackboard.cancel_task(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.decide_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:approved AS boolean), CAST(:by AS text),
     CAST(:reason AS text));
@@ -149,7 +168,8 @@ FROM blackboard.decide_task(
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
-       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.redrive_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:actor AS text));
 

@@ -366,6 +366,8 @@ class Listener:
             elif self._listening and not wanted and idle >= _UNLISTEN_SECONDS:
                 self._listening = False
                 link.run(b"UNLISTEN *")
+                # The pause after a refusal is not for this: the next subscriber is heard at once.
+                listen_at = 0.0
             elif idle >= _IDLE_SECONDS:
                 link.close()
             else:

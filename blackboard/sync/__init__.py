@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..errors import BlackboardError
+    from ..models.attempts import Attempt
     from ..models.events import Event, EventPage
     from ..models.findings import Evidence
+    from ..models.flow_plans import After, Stage, fork_join, parallel, sequential
     from ..models.tasks import Dependency, NewTask, TaskRecord, TaskStatus
     from ..settings import Settings
     from ..store.embedded import EmbeddedServer
     from .board import Agent, Blackboard, BoundBlackboard, Session
 
+
 __all__ = [
+    "After",
     "Agent",
+    "Attempt",
     "Blackboard",
     "BlackboardError",
     "BoundBlackboard",
@@ -33,14 +38,20 @@ __all__ = [
     "NewTask",
     "Session",
     "Settings",
+    "Stage",
     "TaskRecord",
     "TaskStatus",
+    "fork_join",
+    "parallel",
+    "sequential",
 ]
 
 
 # Relative: of each twin its own. The rest is of both.
 _HOMES = {
+    "After": "blackboard.models.flow_plans",
     "Agent": ".board",
+    "Attempt": "blackboard.models.attempts",
     "Blackboard": ".board",
     "BlackboardError": "blackboard.errors",
     "BoundBlackboard": ".board",
@@ -52,8 +63,12 @@ _HOMES = {
     "NewTask": "blackboard.models.tasks",
     "Session": ".board",
     "Settings": "blackboard.settings",
+    "Stage": "blackboard.models.flow_plans",
     "TaskRecord": "blackboard.models.tasks",
     "TaskStatus": "blackboard.models.tasks",
+    "fork_join": "blackboard.models.flow_plans",
+    "parallel": "blackboard.models.flow_plans",
+    "sequential": "blackboard.models.flow_plans",
 }
 
 

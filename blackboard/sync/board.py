@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,12 +28,16 @@ from ..store.urls import normalise_url
 from ..work.heartbeat import Heartbeat
 from .repository.actions import Actions
 from .repository.agents import Agents
+from .repository.budgets import Budgets
 from .repository.events import Events
 from .repository.findings import Findings
+from .repository.flows import Flows
 from .repository.hypotheses import Hypotheses
+from .repository.limits import Limits
 from .repository.locks import Locks
 from .repository.pictures import Pictures
 from .repository.proposals import Proposals
+from .repository.schedules import Scheduler, Schedules
 from .repository.scope import LeaseWatcher, Scope
 from .repository.sessions import Sessions
 from .repository.tasks import Tasks
@@ -70,6 +74,7 @@ class Blackboard:
         self._leases = ProcessLease(url, executor, settings.lease)
         self.url = url
         self.sessions = Sessions(executor, settings.actor)
+        self.schedules = Scheduler(executor, listener)
 
     @classmethod
     def open(
@@ -231,7 +236,7 @@ class Session:
     Attributes:
         record: as it was when this handle was made or last refreshed.
         scope: what its repositories are bound to.
-        agents, findings, hypotheses, tasks, proposals, actions, locks, events: what is in it.
+        agents, findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, schedules, events: what is in it.
     """
 
     def __init__(self, scope: Scope, record: SessionRecord, sessions: Sessions) -> None:
@@ -243,9 +248,13 @@ class Session:
         self.findings = Findings(scope)
         self.hypotheses = Hypotheses(scope)
         self.tasks = Tasks(scope)
+        self.flows = Flows(scope)
         self.proposals = Proposals(scope)
         self.actions = Actions(scope)
+        self.limits = Limits(scope)
         self.locks = Locks(scope)
+        self.budgets = Budgets(scope)
+        self.schedules = Schedules(scope)
         self.events = Events(scope)
 
     def __repr__(self) -> str:
@@ -296,7 +305,7 @@ class Session:
         return Agent(scope, record, self)
 
     def board(self, *, limit: int = 100) -> Picture:
-        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, proposals, actions.
+        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, flows, proposals, actions.
 
         Args:
             limit: most items of each kind, newest or strongest first; the counts are of all.
@@ -317,6 +326,16 @@ class Session:
             SessionClosed: it is completed or failed.
         """
         self.record = self._sessions.update(self.id, goal=goal, context=context, key=key)
+        return self.record
+
+    def configure(self, *, ageing: timedelta | None = None, retention: timedelta | None = None) -> SessionRecord:
+        """Ageing and retention are as given; what is None stays, and zero ends it. See ``sessions.configure``.
+
+        Raises:
+            InvalidInput: a value is refused.
+            SessionClosed: it is completed or failed.
+        """
+        self.record = self._sessions.configure(self.id, ageing=ageing, retention=retention)
         return self.record
 
     def pause(self) -> SessionRecord:
@@ -350,7 +369,7 @@ class Agent:
         record: as it was when it joined.
         scope: what its repositories are bound to.
         session: where it works.
-        findings, hypotheses, tasks, proposals, actions, locks, events: what it can read and write.
+        findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, events: what it can read and write.
     """
 
     def __init__(self, scope: Scope, record: AgentRecord, session: Session) -> None:
@@ -361,9 +380,12 @@ class Agent:
         self.findings = Findings(scope)
         self.hypotheses = Hypotheses(scope)
         self.tasks = Tasks(scope)
+        self.flows = Flows(scope)
         self.proposals = Proposals(scope)
         self.actions = Actions(scope)
+        self.limits = Limits(scope)
         self.locks = Locks(scope)
+        self.budgets = Budgets(scope)
         self.events = Events(scope)
 
     def __repr__(self) -> str:
@@ -395,6 +417,7 @@ class ProcessLease:
         self._pid = 0
         self._starting = threading.Lock()
         self._watchers: list[LeaseWatcher] = []
+        self._claiming: set[UUID] = set()
         self._claims: set[UUID] = set()
 
     def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
@@ -405,22 +428,29 @@ class ProcessLease:
             self._watchers.remove(watcher)
             if not self._watchers:
                 self._claims.clear()
+                self._claiming.clear()
 
         return leave
 
     def begin_claim(self, claim_id: UUID) -> None:
-        """A claim of that id is about to be made; while somebody watches, it is remembered as one of this process."""
+        """A claim of that id is about to be made; while somebody watches, it is known as one of this process."""
         if self._watchers:
-            self._claims.add(claim_id)
+            self._claiming.add(claim_id)
 
-    def end_claim(self, claim_id: UUID) -> None:
-        """The claim got nothing, or nobody here knows what it got."""
-        self._claims.discard(claim_id)
+    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
+        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
+        if claim_id in self._claiming:
+            self._claiming.discard(claim_id)
+            if held:
+                self._claims.add(claim_id)
 
-    @property
-    def claims(self) -> frozenset[UUID]:
-        """The claims of this process that may hold tasks; all others under its lease are nobody's."""
-        return frozenset(self._claims)
+    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
+        """The claims of this process that may hold tasks, or only those that were answered already."""
+        return frozenset(self._claims) if answered else frozenset(self._claims | self._claiming)
+
+    def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
+        """These hold nothing any more."""
+        self._claims.difference_update(claim_ids)
 
     def current(self) -> UUID:
         """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Blocking", "BlockingContext", "call"]
 
@@ -38,8 +38,7 @@ class Blocking:
         found = getattr(self._target, name)
         if inspect.isroutine(found):
             return self._blocking(found)
-        home = cast("str", type(found).__module__)
-        if home.startswith(("blackboard.board", "blackboard.repository")):
+        if type(found).__module__.startswith(("blackboard.board", "blackboard.repository")):
             return Blocking(found, self._loop)
         return found
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TransientError, Unavailable
+from ..errors import BlackboardError, TransientError, Unavailable
 from ..store.asyncpg_executor import AsyncpgConnectionExecutor, AsyncpgExecutor
 from ..store.statements import Statement
 from .context import TaskContext
@@ -119,8 +120,14 @@ class Outage:
         self._since = 0.0
         self._told_at = float("-inf")
 
-    async def wait(self, error: Exception, until: asyncio.Event | None = None) -> None:
-        """The time for another try has come, or ``until`` is set."""
+    async def wait(self, error: BlackboardError, until: asyncio.Event | None = None) -> None:
+        """The time for another try has come, or ``until`` is set.
+
+        Raises:
+            BlackboardError: ``error`` itself, if waiting cannot help: a schema of another version, say.
+        """
+        if not error.retryable:
+            raise error
         now = monotonic()
         if not self._failures:
             self._since = now
@@ -132,10 +139,8 @@ class Outage:
         if until is None:
             await asyncio.sleep(seconds)
             return
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(until.wait(), seconds)
-        except TimeoutError:
-            pass
 
     def over(self) -> None:
         """The database answers again."""
@@ -181,6 +186,15 @@ class Core:
         ctx.lane.recheck = True
         ctx.lane.notify()
         self.intake.stir()
+
+    def take_buffered(self, wanted: Callable[[TaskContext], bool]) -> list[TaskContext]:
+        """What is ``wanted`` of that which was claimed and not started, taken out."""
+        taken = [ctx for ctx in self.buffer if wanted(ctx)]
+        if taken:
+            kept = [ctx for ctx in self.buffer if not wanted(ctx)]
+            self.buffer.clear()
+            self.buffer.extend(kept)
+        return taken
 
     def crashed(self, error: BaseException) -> None:
         """The worker ends with ``error``, which is no error of a task."""

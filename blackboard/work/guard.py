@@ -62,9 +62,7 @@ class Guard:
         if lease_id in self.lost:
             return
         self.lost.add(lease_id)
-        dropped = [ctx for ctx in core.buffer if ctx.lease_id == lease_id]
-        for ctx in dropped:
-            core.buffer.remove(ctx)
+        dropped = core.take_buffered(lambda ctx: ctx.lease_id == lease_id)
         for ctx in tuple(core.running):
             if ctx.lease_id == lease_id and not ctx.settled:
                 ctx.settled = True
@@ -144,9 +142,7 @@ class Guard:
         ctx.settled = True
         timeout: timedelta = ctx.row["timeout"]
         # At once, and not when the handler has ended: a thread may never do so, and the board would end it as well.
-        self._core.outbox.fail(
-            ctx, {"code": "timeout", "message": f"It ran longer than its timeout of {timeout}."}
-        )
+        self._core.outbox.fail(ctx, {"code": "timeout", "message": f"It ran longer than its timeout of {timeout}."})
         self.interrupt(ctx, "timeout")
 
     def interrupt(self, ctx: TaskContext, reason: str) -> None:
@@ -185,10 +181,8 @@ class Guard:
         for ctx in tuple(core.running):
             if (ctx.row["id"], ctx.row["attempt"]) in asked:
                 self.interrupt(ctx, "cancelled")
-        for ctx in tuple(core.buffer):
-            if (ctx.row["id"], ctx.row["attempt"]) in asked:
-                core.buffer.remove(ctx)
-                core.outbox.release(ctx)
+        for ctx in core.take_buffered(lambda ctx: (ctx.row["id"], ctx.row["attempt"]) in asked):
+            core.outbox.release(ctx)
 
     def _hand_back_stale(self) -> None:
         """What was claimed ahead of slow handlers goes back: others may be free."""
@@ -196,9 +190,8 @@ class Guard:
         before = monotonic() - _STALE_SECONDS
         if not core.buffer or core.buffer[0].sent_at > before or len(core.running) < core.concurrency:
             return
-        stale = [ctx for ctx in core.buffer if ctx.sent_at <= before]
+        stale = core.take_buffered(lambda ctx: ctx.sent_at <= before)
         for ctx in stale:
-            core.buffer.remove(ctx)
             core.outbox.release(ctx)
         core.slots.took = max(core.slots.took or 0.0, _STALE_SECONDS)
         log.info("%d tasks that could not be started in time are handed back", len(stale))

@@ -69,7 +69,9 @@ class Outbox:
         self._failed.append(_Failure(ctx, _error_text(error), outcome, delay, most))
         self._nudge()
 
-    def release(self, ctx: TaskContext, *, delay: timedelta | None = None, reason: dict[str, Any] | None = None) -> None:
+    def release(
+        self, ctx: TaskContext, *, delay: timedelta | None = None, reason: dict[str, Any] | None = None
+    ) -> None:
         """The task is about to be handed back; it comes back after ``delay``, or at once."""
         self._released.append(_Release(ctx, delay, None if reason is None else _error_text(reason)))
         self._nudge()
@@ -232,7 +234,13 @@ class Outbox:
     def _count(self, contexts: Sequence[TaskContext], rows: Sequence[Any], *, delayed: str) -> None:
         counts = self._core.counts
         where: dict[Any, str | None] = {row["id"]: row["status"] for row in rows}
-        names = {"scheduled": delayed, "pending": "released", "failed": "failed", "dead": "dead", "cancelled": "cancelled"}
+        names = {
+            "scheduled": delayed,
+            "pending": "released",
+            "failed": "failed",
+            "dead": "dead",
+            "cancelled": "cancelled",
+        }
         for ctx in contexts:
             name = names.get(where.get(ctx.row["id"]) or "", "refused")
             setattr(counts, name, getattr(counts, name) + 1)

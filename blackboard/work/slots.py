@@ -97,8 +97,9 @@ class Slots:
                     pause_at = perf_counter() + _BURST_SECONDS
                     continue
                 ctx = buffer.popleft()
-                ctx.handler = core.handlers.get(ctx.row["type"])
-                if ctx.handler is None:
+                try:
+                    ctx.handler = core.handlers[ctx.row["type"]]
+                except KeyError:
                     self._refuse(ctx)
                     continue
                 now = await self._attempt(slot, ctx)
@@ -130,9 +131,7 @@ class Slots:
             if handler.suspends:
                 value = await handler.function(ctx)
             else:
-                value = await core.threads.run(
-                    handler.function, BlockingTaskContext(ctx, asyncio.get_running_loop())
-                )
+                value = await core.threads.run(handler.function, BlockingTaskContext(ctx, asyncio.get_running_loop()))
         except asyncio.CancelledError as error:
             if ctx.reason is None and slot.task is not None and slot.task.cancelling():
                 # The worker itself ends, at once.
@@ -219,7 +218,9 @@ class Slots:
             self._interrupted(ctx, error)
             return
         if isinstance(error, Exception):
-            log.warning("%r failed: %s: %s", ctx, type(error).__name__, error)
+            # What an exception says may be no text that a log's file or a terminal takes.
+            said = str(error).encode("utf-8", "backslashreplace").decode()
+            log.warning("%r failed: %s: %s", ctx, type(error).__name__, said)
         self._core.outbox.fail(ctx, error)
 
     def _interrupted(self, ctx: TaskContext, error: BaseException | dict[str, Any]) -> None:

@@ -99,12 +99,19 @@ def conclude(
 
     cite(onset or quiet)
     gaps = f" Nothing came from {', '.join(missing)}." if missing else ""
-    if onset is None:
-        reason = "no log could be looked at" if quiet is None else str(quiet.content)
+    if onset is None and quiet is None:
         return Claim(
             "conclusion",
-            f"Nothing stands out: {reason}. No action is recommended.{gaps}",
-            tuple(evidence) or (("board", "findings of type onset", "none"),),
+            f"Nothing can be concluded: nobody has looked for errors in the logs.{gaps}",
+            (("board", "findings of types onset and no_onset", "none"),),
+            category="conclusion",
+            confidence=0.0,
+        )
+    if onset is None:
+        return Claim(
+            "conclusion",
+            f"Nothing stands out: {quiet.content if quiet is not None else ''}. No action is recommended.{gaps}",
+            tuple(evidence),
             category="conclusion",
             confidence=0.5 if quiet is None else (quiet.confidence or 0.5),
         )

@@ -70,7 +70,7 @@ def run_demo(
         console: where to show it.
 
     Returns:
-        0 when the swarm came to its end, also when it found nothing; 1 when it did not; 130 when it was interrupted.
+        0 when every task came to its end, also when nothing was found; 1 when one did not; 130 when interrupted.
 
     Raises:
         BlackboardError: a file or the database cannot be used; nothing has been started then.
@@ -351,7 +351,7 @@ class _Demo:
             "conclusion": conclusion[0].content if conclusion else None,
             "problems": list(outcome.problems),
         }
-        completed = outcome.status is SwarmStatus.COMPLETED
+        completed = outcome.status is SwarmStatus.COMPLETED and not _unfinished(outcome)
         await session.close(outcome=result, status=SessionStatus.COMPLETED if completed else SessionStatus.FAILED)
 
     async def _report(self, session: Session, outcome: SwarmOutcome, seconds: float) -> int:
@@ -369,13 +369,20 @@ class _Demo:
             self.console.print(Text(f"Report: {path}"), soft_wrap=True)
         self._say_where(session.name)
         self.console.print(Text(f"{seconds:.1f} s"))
-        return 0 if outcome.status is SwarmStatus.COMPLETED else 1
+        return 0 if outcome.status is SwarmStatus.COMPLETED and not _unfinished(outcome) else 1
 
     def _say_where(self, name: str, *, interrupted: bool = False) -> None:
         if interrupted:
             self.console.print("Interrupted: every agent has stopped, the session is paused; the same command goes on.")
         option = f" --data-dir {self.data_dir}" if self.data_dir is not None and self.url is None else ""
-        self.console.print(Text(f"Look at the board: blackboard board -s {name}{option}"), soft_wrap=True)
+        # The URL may hold a password, so it is not printed.
+        hint = " (with the same --url)" if self.url is not None else ""
+        self.console.print(Text(f"Look at the board: blackboard board -s {name}{option}{hint}"), soft_wrap=True)
+
+
+def _unfinished(outcome: SwarmOutcome) -> list[str]:
+    """The tasks that came to no good end."""
+    return [task.name for task in outcome.tasks if task.status != "completed"]
 
 
 def _person() -> str:

@@ -256,7 +256,8 @@ class CaseFile:
         context = as_object(self.session.context)
         command = "blackboard demo"
         if not context.get("metrics"):
-            command += " --logs " + " ".join(_quoted(one) for one in context.get("logs", ()))
+            logs = [_quoted(one) for one in context.get("logs", ())]
+            command += f" --logs {' '.join(logs)}" if logs else ""
             if context.get("deployments"):
                 command += f" --deployments {_quoted(context['deployments'])}"
         if self.kills:

@@ -120,6 +120,9 @@ async def investigate(agent: Agent, focus: str, *, task: TaskRecord, queries: An
         return case.result(f"no rollback proposed: {advice.obstacle}", proposed=None)
     await case.progress("waiting for the findings of the others")
     await _colleagues_done(case)
+    for gauge in gauge_cases(exam):  # by now the others have proposed what they suspect
+        said = f"what was measured on {gauge.judged.subject} adds up to {gauge.judged.score:.2f}"
+        await case.assess(gauge.suspect.kind, gauge.judged.score, said)
     await case.progress("putting the action to the vote")
     action = await _propose(case, exam, advice)
     await _collect_ballots(case, action)
@@ -162,11 +165,6 @@ async def _weigh(case: Case, exam: Examination) -> None:
     for gauge in gauge_cases(exam):
         for claim in gauge_claims(case, exam, gauge, onset, limits=True):
             await case.report(claim)
-        await case.assess(
-            gauge.suspect.kind,
-            gauge.judged.score,
-            f"what was measured on {gauge.judged.subject} adds up to {gauge.judged.score:.2f}",
-        )
 
 
 def _feasibility_claim(case: Case, exam: Examination, advice: Feasibility) -> Claim:

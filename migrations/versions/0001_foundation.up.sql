@@ -41,12 +41,15 @@ LANGUAGE sql STABLE
 AS $$ SELECT pg_catalog.pg_current_xact_id()::text::bigint + blackboard.tx_offset() $$;
 
 -- A hint for listeners, ids only. The hot verbs switch it off in their SET clause; their client sends one coalesced
--- hint after commit instead.
+-- hint after commit instead. The sign is a setting of PostgreSQL's own that says nothing here (xmlbinary, by default
+-- base64), because only a superuser may name a custom setting in a SET clause, and an owner need not be one. Whoever
+-- wants no hints in a transaction of their own says SET LOCAL blackboard.notify = 'off'.
 CREATE FUNCTION blackboard.hint(p_session_id uuid, p_noun text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    IF pg_catalog.current_setting('blackboard.notify', true) IS DISTINCT FROM 'off' THEN
+    IF pg_catalog.current_setting('xmlbinary') <> 'hex'
+       AND pg_catalog.current_setting('blackboard.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_catalog.pg_notify('blackboard', p_session_id::text || ' ' || p_noun);
     END IF;
 END
@@ -133,7 +136,7 @@ END
 $$;
 
 CREATE FUNCTION blackboard.prune_events(p_session_id uuid, p_before timestamptz) RETURNS bigint
-LANGUAGE plpgsql SET blackboard.pruning = 'on'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_tx bigint;
@@ -148,8 +151,10 @@ BEGIN
     IF v_tx IS NULL THEN
         RETURN 0;
     END IF;
+    PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
     DELETE FROM blackboard.events WHERE session_id = p_session_id AND tx <= v_tx;
     GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
     INSERT INTO blackboard.pruned_events (session_id, tx, seq) VALUES (p_session_id, v_tx, v_seq)
     ON CONFLICT (session_id) DO UPDATE
         SET tx = greatest(pruned_events.tx, excluded.tx), seq = greatest(pruned_events.seq, excluded.seq),

@@ -84,20 +84,14 @@ CREATE INDEX tasks_scheduled ON blackboard.tasks (session_id, run_at) WHERE stat
 -- Not "WHERE status = 'running'": a completion could be matched to that, and right after an ANALYZE would be.
 CREATE INDEX tasks_leased ON blackboard.tasks (lease_id, claim_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX tasks_deadline ON blackboard.tasks (deadline_at) WHERE deadline_at IS NOT NULL;
-CREATE INDEX tasks_unique ON blackboard.tasks (session_id, unique_key, created_at) WHERE unique_key IS NOT NULL;
-CREATE INDEX tasks_expiring ON blackboard.tasks (expires_at)
-    WHERE expires_at IS NOT NULL AND completed_at IS NULL AND lease_id IS NULL;
-CREATE INDEX tasks_fallback ON blackboard.tasks (fallback_at) WHERE status = 'assigned' AND fallback IS NOT NULL;
-CREATE INDEX tasks_fallback_agent ON blackboard.tasks (session_id, assigned_to)
-    WHERE status = 'assigned' AND fallback IS NOT NULL;
--- What is held, in the order in which it comes back: for whoever frees a slot, and for whoever looks for work.
+-- Few indexes for what is rare: each one costs every claim and completion a little. This one is for both deadlines and
+-- fallbacks; NULL is a fallback whose time has not begun.
+CREATE INDEX tasks_timers ON blackboard.tasks ((least(expires_at, fallback_at)) NULLS FIRST)
+    WHERE (expires_at IS NOT NULL OR fallback IS NOT NULL) AND completed_at IS NULL AND lease_id IS NULL;
+-- What is held, for each capability in the order in which it comes back.
 CREATE INDEX tasks_held ON blackboard.tasks (
     session_id, (held ->> 'code'), (coalesce(held ->> 'limit', held ->> 'type', '')), (coalesce(held ->> 'key', '')),
-    priority DESC, ((held ->> 'position')::bigint)) WHERE status = 'held';
-CREATE INDEX tasks_held_capability ON blackboard.tasks (
-    session_id, (held ->> 'code'), (coalesce(held ->> 'limit', held ->> 'type', '')), (coalesce(held ->> 'key', '')),
     capability, priority DESC, ((held ->> 'position')::bigint)) WHERE status = 'held';
-CREATE INDEX tasks_held_age ON blackboard.tasks (session_id, (coalesce(aged_at, created_at))) WHERE status = 'held';
 ALTER TABLE blackboard.tasks SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,
                                   autovacuum_analyze_scale_factor = 0.05);
 
@@ -452,11 +446,13 @@ BEGIN
         GROUP BY t.id
     ), moved AS (
         SELECT t.id, c.waiting, c.failed,
-               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held') THEN t.status
+               -- Ready ones too: a task that is added after its parent failed must not run.
+               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held', 'pending', 'assigned')
+                    THEN t.status
                     WHEN c.failed IS NOT NULL THEN 'cancelled'
                     WHEN t.status = 'blocked' AND c.waiting = 0 THEN
                         CASE WHEN t.run_at > blackboard.now() THEN 'scheduled'
-                             WHEN t.assigned_to IS NOT NULL THEN 'assigned' ELSE 'pending' END
+                             WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END
                     ELSE t.status END AS status
         FROM counted c JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = c.id
     )
@@ -674,7 +670,7 @@ CREATE FUNCTION blackboard.add_tasks(
     p_parameters jsonb[], p_options jsonb[], p_actor text
 ) RETURNS integer
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 AS $$
 DECLARE
     v_added integer;
@@ -692,7 +688,7 @@ BEGIN
            coalesce((u.options ->> 'retry_delay')::interval, interval '1 second'),
            u.options #>> '{unique,key}', u.options ->> 'limit_key', (u.options ->> 'expires_at')::timestamptz,
            (u.options ->> 'fallback')::interval,
-           CASE WHEN u.options ? 'fallback' AND u.status IN ('assigned', 'scheduled')
+           CASE WHEN u.options ? 'fallback' AND NOT u.options ? 'depends_on' AND u.status IN ('assigned', 'scheduled')
                 THEN greatest(blackboard.now(), (u.options ->> 'run_at')::timestamptz)
                      + (u.options ->> 'fallback')::interval END,
            u.status,
@@ -844,8 +840,11 @@ $$;
 -- lapsed one cannot be renewed.
 CREATE FUNCTION blackboard.sweep_leases(p_limit integer) RETURNS integer
 LANGUAGE plpgsql
+SET enable_seqscan = off
 AS $$
 DECLARE
+    -- A variable: an index is not searched for what a volatile function returns.
+    v_now timestamptz := blackboard.now();
     v_swept integer;
     v_late integer;
 BEGIN
@@ -872,7 +871,7 @@ BEGIN
     -- Over its maximum run time: the attempt failed, whoever runs it.
     WITH late AS (
         SELECT t.session_id, t.id FROM blackboard.tasks t
-        WHERE t.deadline_at < blackboard.now()
+        WHERE t.deadline_at < v_now
         ORDER BY t.deadline_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
@@ -904,63 +903,66 @@ DECLARE
     v_freed integer := 0;
 BEGIN
     PERFORM 1 FROM blackboard.tasks t
-    WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
-    IF FOUND THEN
-        WITH due AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL
-            ORDER BY t.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
-        UPDATE blackboard.tasks t
-        SET status = 'cancelled', position = NULL, completed_at = v_now,
-            error = jsonb_build_object('code', 'deadline', 'message',
-                                       format('It was not started by %s.', t.expires_at))
-        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
-        GET DIAGNOSTICS v_expired = ROW_COUNT;
+    WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN 0;
     END IF;
-    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL LIMIT 1;
-    IF FOUND THEN
-        -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
-        UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+    WITH due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
+          AND least(t.expires_at, t.fallback_at) <= v_now AND t.expires_at <= v_now
+        ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'cancelled', position = NULL, completed_at = v_now,
+        error = jsonb_build_object('code', 'deadline', 'message', format('It was not started by %s.', t.expires_at))
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+    GET DIAGNOSTICS v_expired = ROW_COUNT;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+      AND (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN v_expired;
+    END IF;
+    -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
+    UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+    WHERE (t.session_id, t.id) IN (
+        SELECT w.session_id, w.id FROM blackboard.tasks w
+        WHERE (w.expires_at IS NOT NULL OR w.fallback IS NOT NULL) AND w.completed_at IS NULL AND w.lease_id IS NULL
+          AND w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
+        LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    -- Whoever has left or gone silent, of those that something is assigned to.
+    WITH RECURSIVE waited_for AS (
+        (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+         WHERE t.status = 'assigned' ORDER BY t.session_id, t.assigned_to LIMIT 1)
+        UNION ALL
+        SELECT n.session_id, n.assigned_to
+        FROM waited_for w,
+             LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+                      WHERE t.status = 'assigned' AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
+                      ORDER BY t.session_id, t.assigned_to LIMIT 1) n
+    ), absent AS MATERIALIZED (
+        SELECT w.session_id, w.assigned_to
+        FROM waited_for w
+        JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
+        LEFT JOIN blackboard.leases l ON l.id = m.lease_id
+        WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
+    ), due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE (t.session_id, t.id) IN (
-            SELECT w.session_id, w.id FROM blackboard.tasks w
-            WHERE w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
-            LIMIT p_limit FOR UPDATE SKIP LOCKED);
-        WITH RECURSIVE waited_for AS (
-            (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
-             WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
-             ORDER BY t.session_id, t.assigned_to LIMIT 1)
-            UNION ALL
-            SELECT n.session_id, n.assigned_to
-            FROM waited_for w,
-                 LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
-                          WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
-                            AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
-                          ORDER BY t.session_id, t.assigned_to LIMIT 1) n
-        ), absent AS MATERIALIZED (
-            SELECT w.session_id, w.assigned_to
-            FROM waited_for w
-            JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
-            LEFT JOIN blackboard.leases l ON l.id = m.lease_id
-            WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
-        ), due AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE (t.session_id, t.id) IN (
-                (SELECT d.session_id, d.id FROM blackboard.tasks d
-                 WHERE d.status = 'assigned' AND d.fallback IS NOT NULL AND d.fallback_at <= v_now
-                 ORDER BY d.fallback_at LIMIT p_limit)
-                UNION
-                (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
-                   ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
-                      AND d.status = 'assigned' AND d.fallback IS NOT NULL
-                 LIMIT p_limit))
-              AND t.status = 'assigned'
-            FOR UPDATE SKIP LOCKED)
-        UPDATE blackboard.tasks t
-        SET status = 'pending', assigned_to = NULL, fallback_at = NULL,
-            position = nextval('blackboard.task_positions')
-        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
-        GET DIAGNOSTICS v_freed = ROW_COUNT;
-    END IF;
+            (SELECT d.session_id, d.id FROM blackboard.tasks d
+             WHERE (d.expires_at IS NOT NULL OR d.fallback IS NOT NULL) AND d.completed_at IS NULL AND d.lease_id IS NULL
+               AND least(d.expires_at, d.fallback_at) <= v_now AND d.status = 'assigned' AND d.fallback_at <= v_now
+             ORDER BY least(d.expires_at, d.fallback_at) NULLS FIRST LIMIT p_limit)
+            UNION
+            (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
+               ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
+                  AND d.status = 'assigned' AND d.fallback IS NOT NULL
+             LIMIT p_limit))
+          AND t.status = 'assigned'
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'pending', assigned_to = NULL, fallback_at = NULL, position = nextval('blackboard.task_positions')
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+    GET DIAGNOSTICS v_freed = ROW_COUNT;
     RETURN greatest(v_expired, v_freed);
 END
 $$;
@@ -1012,7 +1014,7 @@ CREATE FUNCTION blackboard.claim_tasks(
     p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer
 ) RETURNS SETOF blackboard.tasks
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_sort = off
@@ -1166,7 +1168,7 @@ CREATE FUNCTION blackboard.complete_tasks(
     p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_results jsonb[], p_agent_id text
 ) RETURNS SETOF uuid
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$

@@ -109,8 +109,12 @@ BEGIN
         NEW.reserved := 0;
         NEW.spent := 0;
         NEW.opening := 0;
-        NEW.window_start := CASE WHEN NEW.period IS NOT NULL
-                                 THEN blackboard.budget_window(NEW.period, blackboard.now()) END;
+        -- A period that has no windows is for budgets_period_range to refuse.
+        NEW.window_start := CASE
+            WHEN NEW.period IS NULL THEN NULL
+            WHEN NEW.period > interval '0' AND extract(year FROM NEW.period) = 0 AND extract(month FROM NEW.period) = 0
+                THEN blackboard.budget_window(NEW.period, blackboard.now())
+            ELSE blackboard.now() END;
         RETURN NEW;
     END IF;
     IF (NEW.session_id, NEW.id, NEW.scope, NEW.agent_id, NEW.task_id, NEW.unit, NEW.currency, NEW.period)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar
@@ -52,13 +52,16 @@ class LeaseKeeper(Protocol):
         """A claim of that id is about to be made on behalf of somebody in this process."""
         ...
 
-    def end_claim(self, claim_id: UUID) -> None:
-        """The claim got nothing, or nobody here knows what it got."""
+    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
+        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
         ...
 
-    @property
-    def claims(self) -> frozenset[UUID]:
+    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
         """The claims of this process that may hold tasks, as far as known since the first watcher came."""
+        ...
+
+    def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
+        """These hold nothing any more."""
         ...
 
 

@@ -1,0 +1,87 @@
+"""What history costs, and what a wake-up costs those who add."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+
+from .peers import BARE, OURS
+from .run import Run
+
+PART = "history"
+HINTS = "wake-ups"
+
+_OFF = """
+ALTER TABLE blackboard.tasks DISABLE TRIGGER history_insert;
+ALTER TABLE blackboard.tasks DISABLE TRIGGER history_update
+"""
+
+
+async def run(run: Run) -> None:
+    """The same runs with the history triggers and without."""
+    await _history(run)
+    await _hints(run)
+
+
+async def _history(run: Run) -> None:
+    n, single, batched = run.size(60_000, 4000), run.size(5000), run.size(100_000, 5000)
+    async with run.arenas([OURS]) as on, run.arenas([OURS]) as off:
+        arenas = {"on": on[OURS.name], "off": off[OURS.name]}
+        await arenas["off"][0].execute(_OFF)
+        for _ in range(run.rounds):
+            for state, (arena, [player]) in arenas.items():
+                await player.do("fill", n=n)
+                await run.stage.quiet()
+                run.rate(PART, f"history {state}: drain", OURS.name, n, await arena.drain(n, [player], tuned=True))
+            for state, (arena, [player]) in arenas.items():
+                with arena.clock() as clock:
+                    await player.do("add", n=single)
+                run.rate(PART, f"history {state}: one a call", OURS.name, single, clock)
+            for state, (arena, [player]) in arenas.items():
+                with arena.clock() as clock:
+                    await player.do("batch", n=batched, size=1000)
+                run.rate(PART, f"history {state}: 1 000 a call", OURS.name, batched, clock)
+            for state, (arena, [player]) in arenas.items():
+                await arena.drain(single + batched, [player], tuned=True)
+        for what in ("drain", "one a call", "1 000 a call"):
+            with_it = run.report.median(PART, f"history on: {what}")
+            without = run.report.median(PART, f"history off: {what}")
+            if with_it and without:
+                run.report.add(PART, f"history costs, {what}", OURS.name, (1 - with_it / without) * 100, "%", higher=False)
+
+
+async def _hints(run: Run) -> None:
+    """16 concurrent single adds: nobody told, nobody listening, 50 listening."""
+    n = run.size(16_000, 1600) // 16 * 16
+    async with run.arenas([OURS, BARE], pool_size=16) as arenas, run.arenas([OURS], pool_size=16) as quiet:
+        arena, [player] = arenas[OURS.name]
+        muted = quiet[OURS.name][1][0]
+        await muted.do("mute")
+        bare = arenas[BARE.name][1][0]
+        for _ in range(run.rounds):
+            for case, who, adder in (
+                ("16 adders, nobody told", OURS.name, muted),
+                ("16 adders, nobody listening", OURS.name, player),
+                ("16 adders, 50 listening", OURS.name, player),
+                ("16 adders, nobody told", BARE.name, bare),
+            ):
+                listeners = await _listeners(arena.url, 50 if case.endswith("50 listening") else 0)
+                await run.stage.quiet()
+                with run.stage.clock([adder.pid]) as clock:
+                    await adder.do("adders", n=n, concurrency=16)
+                run.rate(HINTS, case, who, n, clock)
+                for listener in listeners:
+                    await listener.close()
+    told, silent = run.report.median(HINTS, "16 adders, 50 listening"), run.report.median(HINTS, "16 adders, nobody told")
+    if told and silent:
+        run.report.add(HINTS, "wake-ups cost, 50 listening", OURS.name, (1 - told / silent) * 100, "%", higher=False)
+
+
+async def _listeners(url: str, n: int) -> list[asyncpg.Connection[Any]]:
+    """Connections that hear every hint and do nothing with it."""
+    connections = await asyncio.gather(*(asyncpg.connect(url) for _ in range(n)))
+    for connection in connections:
+        await connection.add_listener("blackboard", lambda *_: None)
+    return list(connections)

@@ -1,0 +1,279 @@
+"""Where tasks come from: claims as large as there is room for, over several sessions in turn, on one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+from ..errors import LeaseLost, NotFound, SessionClosed
+from ..ids import new_id
+from ..store.statements import statements
+from .context import TaskContext
+from .core import RETRYABLE, Core, Lane, Line, Outage, log
+
+__all__ = ["Intake"]
+
+_SQL = statements("engine")
+
+_AHEAD_SECONDS = 0.05
+"""How much work lies ready beside what runs: enough to hide a claim's round trip, too little to be missed elsewhere."""
+
+_LEAST_SHARE = 100
+_FIRST_MISS_SECONDS = 0.01
+
+
+class Intake:
+    """Keeps the buffer filled by demand.
+
+    Handlers that take longer than a few milliseconds get what there are free slots for and nothing more; for shorter
+    ones so much is claimed ahead as they will do within ``_AHEAD_SECONDS``, up to the largest batch.
+    """
+
+    def __init__(self, core: Core, line: Line, poll_interval: timedelta) -> None:
+        self._core = core
+        self._line = line
+        self._poll_seconds = poll_interval.total_seconds()
+        self._event = asyncio.Event()
+        self._turn = 0
+        self._lease_id: UUID | None = None
+        self._outage = Outage("a worker's claims")
+        self._watchers: list[asyncio.Task[None]] = []
+        # A slot wakes us when the buffer has sunk to this; -1 while nobody waits for that.
+        self.low_water = -1
+        # Nothing was left at the last look, and nothing has happened since.
+        self.dry = False
+
+    def start(self) -> None:
+        """Hints are heard from here on."""
+        for lane in self._core.lanes:
+            self._watchers.append(asyncio.create_task(self._hear(lane), name="blackboard-hints"))
+
+    def close(self) -> None:
+        """Hints are heard no more."""
+        for watcher in self._watchers:
+            watcher.cancel()
+
+    def wake(self) -> None:
+        """There is room for more."""
+        self._event.set()
+
+    def stir(self) -> None:
+        """There may be more to claim than was seen."""
+        self.dry = False
+        self._event.set()
+
+    async def run(self) -> None:
+        """Claims until the worker stops; a claim that is under way is brought to its end."""
+        core = self._core
+        while not core.stopping and not all(lane.closed for lane in core.lanes):
+            room, ahead = self._room()
+            if room <= 0:
+                await self._wait(None)
+                continue
+            lane = self._next()
+            try:
+                if lane is not None:
+                    await self._claim(lane, self._share(room, ahead))
+                elif any(lane.recheck for lane in core.lanes):
+                    await self._look([lane for lane in core.lanes if lane.recheck])
+                else:
+                    self.dry = True
+                    core.changed.set()
+                    if not await self._wait(self._until_next()):
+                        await self._look([lane for lane in core.lanes if not lane.closed])
+                self._outage.over()
+            except RETRYABLE as error:
+                await self._outage.wait(error, core.changed if core.stopping else None)
+        core.changed.set()
+
+    def _room(self) -> tuple[int, int]:
+        """How many tasks there is room for, and how many of them ahead of free slots."""
+        core = self._core
+        free = core.concurrency - len(core.running)
+        took = core.slots.took
+        ahead = 0
+        if took is not None and took < _AHEAD_SECONDS:
+            ahead = min(2 * core.max_batch, int(core.concurrency * _AHEAD_SECONDS / max(took, 1e-6)))
+        if ahead and core.outbox.backlog > 4 * core.max_batch:
+            ahead = 0
+        buffered, target = len(core.buffer), free + ahead
+        self._low = target // 2 if ahead else max(core.concurrency, 1)
+        if ahead and buffered > target // 2:
+            return 0, ahead
+        return min(target - buffered, core.max_batch), ahead
+
+    def _share(self, room: int, ahead: int) -> int:
+        """No session takes all the room while others wait for it."""
+        now = monotonic()
+        hot = sum(1 for lane in self._core.lanes if lane.hot and lane.not_before <= now)
+        fair = -(-room // max(hot, 1))
+        return min(room, max(fair, min(ahead, _LEAST_SHARE)))
+
+    def _next(self) -> Lane | None:
+        lanes, now = self._core.lanes, monotonic()
+        for step in range(len(lanes)):
+            lane = lanes[(self._turn + step) % len(lanes)]
+            if lane.hot and lane.not_before <= now:
+                self._turn = (self._turn + step + 1) % len(lanes)
+                return lane
+        return None
+
+    async def _wait(self, seconds: float | None) -> bool:
+        """True when woken, False when the time was up."""
+        if self._core.stopping:
+            return True
+        if seconds is None:
+            self.low_water = self._low
+        try:
+            if seconds is not None:
+                await asyncio.wait_for(self._event.wait(), seconds)
+            elif self._room()[0] <= 0:
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.low_water = -1
+        self._event.clear()
+        return True
+
+    def _until_next(self) -> float:
+        now = monotonic()
+        times = [self._poll_seconds]
+        for lane in self._core.lanes:
+            if lane.closed:
+                continue
+            if lane.due_at is not None:
+                times.append(lane.due_at - now)
+            if lane.hot:
+                times.append(lane.not_before - now)
+        return max(0.001, min(times))
+
+    async def _claim(self, lane: Lane, limit: int) -> None:
+        core = self._core
+        leases = lane.session.scope.leases
+        lease_id = await leases.current()
+        await self._appear(lease_id)
+        claim_id = new_id()
+        sent_at = monotonic()
+        leases.begin_claim(claim_id)
+        rows: list[Any] = []
+        try:
+            rows = await self._ask(lane, lease_id, claim_id, limit)
+        except LeaseLost:
+            core.guard.lose(lease_id)
+            await leases.forget(lease_id)
+            return
+        except (SessionClosed, NotFound) as error:
+            log.info("no more tasks from session %s: %s", lane.session.name, error)
+            lane.closed, lane.hot, lane.recheck = True, False, False
+            return
+        finally:
+            leases.end_claim(claim_id, held=bool(rows))
+        if lease_id in core.guard.lost:
+            core.counts.lost += len(rows)
+            return
+        now = monotonic()
+        lane.hot = len(rows) >= limit
+        lane.recheck = not lane.hot
+        if rows:
+            lane.misses = 0
+            lane.not_before = 0.0
+            lane.unheard = True
+            contexts = [TaskContext(core, lane, row, claim_id, lease_id, sent_at) for row in rows]
+            core.counts.claimed += len(contexts)
+            core.held.update(contexts)
+            core.buffer.extend(contexts)
+            core.slots.dispatch()
+        elif lane.misses:
+            lane.not_before = now + min(self._poll_seconds, _FIRST_MISS_SECONDS * 2 ** min(lane.misses, 10))
+
+    async def _ask(self, lane: Lane, lease_id: UUID, claim_id: UUID, limit: int) -> list[Any]:
+        """The claim's answer, however often it takes to get it: asking again gives the same tasks."""
+        while True:
+            try:
+                rows = await self._line.fetch_all(
+                    _SQL["claim_for_worker"],
+                    session_id=lane.session.id,
+                    agent_id=lane.agent.id,
+                    capabilities=lane.agent.scope.capabilities,
+                    lease_id=lease_id,
+                    claim_id=claim_id,
+                    limit=limit,
+                )
+            except RETRYABLE as error:
+                if self._core.stopping or lease_id in self._core.guard.lost:
+                    return []
+                await self._outage.wait(error)
+            else:
+                self._outage.over()
+                return list(rows)
+
+    async def _appear(self, lease_id: UUID) -> None:
+        """The worker's agent is present under the lease that is held now."""
+        if lease_id == self._lease_id:
+            return
+        if self._lease_id is not None:
+            for lane in self._core.lanes:
+                if not lane.closed:
+                    with contextlib.suppress(SessionClosed, NotFound):
+                        await lane.session.agents.join(lane.agent.id, lease_id=lease_id)
+        self._lease_id = lease_id
+
+    async def _look(self, lanes: list[Lane]) -> None:
+        """Which of the lanes have something, and when the next scheduled task is due; one statement for all."""
+        for lane in lanes:
+            lane.recheck = False
+        by_id = {lane.session.id: lane for lane in lanes}
+        try:
+            rows = await self._line.fetch_all(
+                _SQL["look_for_tasks"],
+                session_ids=list(by_id),
+                agent_id=self._core.agent_id,
+                capabilities=lanes[0].agent.scope.capabilities,
+            )
+        except BaseException:
+            for lane in lanes:
+                lane.recheck = True
+            raise
+        now = monotonic()
+        for row in rows:
+            lane = by_id.pop(row["session_id"])
+            due_in = row["due_in"]
+            lane.due_at = None if due_in is None else now + due_in.total_seconds()
+            if row["status"] not in {"active", "paused"}:
+                log.info("session %s is %s", lane.session.name, row["status"])
+                lane.closed = True
+            ready = row["ready"] or (due_in is not None and due_in <= timedelta())
+            if ready and not lane.closed:
+                if not lane.hot:
+                    # There is something, and the last claim did not get it: somebody else may have it locked.
+                    lane.hot = True
+                    lane.misses += 1
+                    if lane.misses > 1:
+                        lane.not_before = now + min(
+                            self._poll_seconds, _FIRST_MISS_SECONDS * 2 ** min(lane.misses - 2, 10)
+                        )
+            elif not lane.closed:
+                lane.misses = 0
+        for lane in by_id.values():
+            lane.closed = True
+
+    async def _hear(self, lane: Lane) -> None:
+        with lane.session.scope.listener.subscribe(lane.session.id, ("tasks", "sessions")) as hints:
+            while not lane.closed:
+                if not await hints.wait_async(None):
+                    continue
+                self.dry = False
+                if lane.echo:
+                    # Our own voice, or so it seems: a look will tell, should it have drowned another one.
+                    lane.echo = False
+                    lane.recheck = True
+                else:
+                    lane.hot = True
+                    lane.misses = 0
+                    lane.not_before = 0.0
+                self._event.set()

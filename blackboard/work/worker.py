@@ -1,0 +1,379 @@
+"""The worker: takes tasks of some types from some sessions, runs their handlers, and writes what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from ..errors import BlackboardError, ConfigurationError, InvalidInput, LeaseLost
+from .core import Core, Counts, Lane, Line, log
+from .guard import Guard
+from .handlers import Handler, Handlers
+from .intake import Intake
+from .outbox import Outbox
+from .retry import RetryPolicy
+from .slots import Slots
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from ..board import Blackboard, Session
+
+__all__ = ["Worker"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_LAST_WRITES_SECONDS = 10.0
+_HARD_STOP_SECONDS = 2.0
+
+
+class Worker:
+    """Runs handlers for the tasks of one or more sessions, many at a time, under the lease of this process.
+
+    ::
+
+        worker = Worker(board, session, agent_id="ops/worker-1", capabilities=["investigate"], concurrency=20)
+
+        @worker.handler("investigate", retry=RetryPolicy(max_attempts=3))
+        async def investigate(ctx: TaskContext) -> dict[str, str]:
+            await ctx.agent.findings.report("high latency", type="metric")
+            return {"cause": "deployment"}
+
+        await worker.run()          # until SIGTERM, SIGINT or stop()
+
+    Claiming, running and writing overlap: claims are made on one connection and in sizes that follow demand, outcomes
+    are written in batches on another. A task that is claimed is run once unless its process dies or is silent for a
+    lease's term, and its outcome counts once in any case; what a handler does outside the board it may so do twice,
+    unless it does it in ``ctx.transaction()``.
+
+    An agent id belongs to one worker in a process: tasks that it holds there without the worker's or a handle's
+    knowledge are handed back.
+    """
+
+    def __init__(
+        self,
+        board: Blackboard,
+        sessions: Session | str | Sequence[Session | str],
+        *,
+        agent_id: str,
+        capabilities: Sequence[str] = (),
+        concurrency: int = 10,
+        handlers: Mapping[str, Handler] | None = None,
+        max_batch: int = 1000,
+        grace: timedelta = timedelta(seconds=30),
+        poll_interval: timedelta = timedelta(seconds=1),
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            board: an open board; close it after the worker.
+            sessions: handles, names or ids; with several, each gets its turn.
+            agent_id: who claims, as history shows it; joins the sessions.
+            capabilities: what it can do; empty leaves what the agent has declared before.
+            concurrency: handlers that run at once, 1 to 10 000; blocking ones have that many threads.
+            handlers: to begin with; more are added with ``handler`` and ``register``.
+            max_batch: most tasks in one claim or write, 1 to 10 000.
+            grace: how long handlers that run may take to end after ``stop``.
+            poll_interval: between looks while idle, should a hint be lost.
+
+        Raises:
+            InvalidInput: a number or a duration is out of range, or there is no session.
+        """
+        if not 1 <= concurrency <= 10_000:
+            raise InvalidInput("concurrency must be between 1 and 10000.", field="concurrency")
+        if not 1 <= max_batch <= 10_000:
+            raise InvalidInput("max_batch must be between 1 and 10000.", field="max_batch")
+        if grace < timedelta() or poll_interval <= timedelta():
+            raise InvalidInput("grace must not be negative, and poll_interval must be positive.", field="grace")
+        given = list(sessions) if isinstance(sessions, (list, tuple)) else [sessions]
+        if not given:
+            raise InvalidInput("A worker needs a session to take tasks from.", field="sessions")
+        self._board = board
+        self._sessions: list[Any] = given
+        self._agent_id = agent_id
+        self._capabilities = tuple(capabilities) or None
+        self._concurrency = concurrency
+        self._max_batch = max_batch
+        self._grace = grace
+        self._poll_interval = poll_interval
+        self._core: Core | None = None
+        self._counts = Counts()
+        self._active = False
+        self._stopped_at_once = False
+        self._stop_asked = 0
+        self._background: asyncio.Task[Counts] | None = None
+        self.handlers = Handlers()
+        if handlers is not None:
+            self.handlers.update(handlers)
+
+    def __repr__(self) -> str:
+        return f"<Worker {self._agent_id!r} for {', '.join(sorted(self.handlers)) or 'nothing'}>"
+
+    @property
+    def stopped_at_once(self) -> bool:
+        """Whether the last run ended by a second signal or ``stop(now=True)``."""
+        return self._stopped_at_once
+
+    @property
+    def counts(self) -> Counts:
+        """How the tasks claimed so far have ended, in the present run or the last one."""
+        return replace(self._counts)
+
+    def handler(self, type: str, *, retry: RetryPolicy | None = None) -> Callable[[_F], _F]:  # noqa: A002
+        """A decorator: tasks of that type are done by the function; see ``register``."""
+        return self.handlers.handler(type, retry=retry)
+
+    def register(self, type: str, function: Callable[[Any], Any], *, retry: RetryPolicy | None = None) -> None:  # noqa: A002
+        """Tasks of that type are done by ``function``.
+
+        Args:
+            type: 1 to 50 characters.
+            function: takes a ``TaskContext`` if it is a coroutine function, else, in a thread, a
+                ``BlockingTaskContext``; returns the result (JSON), or raises.
+            retry: what a failure means; else, and where a task was added with numbers of its own, those of the task.
+
+        Raises:
+            ConfigurationError: the type has a handler already.
+            InvalidInput: ``type`` is refused.
+        """
+        self.handlers.register(type, function, retry=retry)
+
+    # ------------------------------------------------------------------------------------------------------ running
+
+    async def run(self, *, signals: bool = True) -> Counts:
+        """Tasks are taken until ``stop``, a signal, or the end of all its sessions; the counts in the end.
+
+        The first SIGTERM or SIGINT does what ``stop`` does, the second what ``stop(now=True)`` does.
+
+        Args:
+            signals: take the two signals; only where this is the main thread.
+
+        Raises:
+            ConfigurationError: it runs already, or has no handlers.
+            NotFound: there is no such session.
+            SystemExit, KeyboardInterrupt: a handler raised it; what ran was handed back.
+            Unavailable: the database cannot be reached at the start. Later outages are waited for.
+        """
+        with self._taking_signals() if signals else contextlib.nullcontext():
+            async with self._running() as core:
+                while not self._stop_asked and core.fatal is None:
+                    core.changed.clear()
+                    if all(lane.closed for lane in core.lanes) and not core.held and core.outbox.empty:
+                        break
+                    await core.changed.wait()
+        return self.counts
+
+    async def drain(self, *, scheduled: bool = False) -> Counts:
+        """Tasks were taken until nothing that this worker may claim was left; the counts of this run.
+
+        Args:
+            scheduled: also wait for tasks whose time is still to come, those to be tried again among them.
+
+        Raises:
+            ConfigurationError, NotFound, SystemExit, KeyboardInterrupt, Unavailable: as ``run`` does.
+        """
+        async with self._running() as core:
+            while not self._stop_asked and core.fatal is None:
+                core.changed.clear()
+                waiting = scheduled and any(lane.due_at is not None for lane in core.lanes if not lane.closed)
+                ended = core.intake.dry or all(lane.closed for lane in core.lanes)
+                if ended and not waiting and not core.held and core.outbox.empty:
+                    break
+                await core.changed.wait()
+        return self.counts
+
+    async def __aenter__(self) -> Self:
+        """It runs in the background."""
+        started = asyncio.Event()
+        self._background = asyncio.create_task(self._run_behind(started), name="blackboard-worker")
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait({self._background, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._background.done():
+            await self._background
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """It has stopped; handlers that run had the time of ``grace``, unless the block failed."""
+        background, self._background = self._background, None
+        self.stop(now=error is not None)
+        if background is not None:
+            await background
+
+    async def _run_behind(self, started: asyncio.Event) -> Counts:
+        async with self._running() as core:
+            started.set()
+            while not self._stop_asked and core.fatal is None:
+                core.changed.clear()
+                await core.changed.wait()
+        return self.counts
+
+    def stop(self, *, now: bool = False) -> None:
+        """No further task is claimed, what was not started goes back, and ``run`` returns when handlers have ended.
+
+        Args:
+            now: handlers that run are cancelled too, and their tasks go back. A second ``stop`` means the same.
+        """
+        self._stop_asked += 2 if now else 1
+        if self._core is not None:
+            self._core.stopping = True
+            self._core.intake.wake()
+            self._core.changed.set()
+
+    @property
+    def _now(self) -> bool:
+        return self._stop_asked > 1
+
+    @contextlib.contextmanager
+    def _taking_signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        taken: list[int] = []
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with contextlib.suppress(NotImplementedError, RuntimeError):
+                    loop.add_signal_handler(number, self._signalled, number)
+                    taken.append(number)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stop_asked:
+            log.warning("%s again: stopping at once", name)
+        else:
+            running = len(self._core.running) if self._core else 0
+            log.info("%s: no more tasks are taken, %d are still running", name, running)
+        self.stop(now=bool(self._stop_asked))
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncGenerator[Core]:
+        if self._active:
+            raise ConfigurationError("This worker runs already; one worker runs once at a time.")
+        if not self.handlers:
+            raise ConfigurationError("This worker has no handlers: register some with worker.handler(type).")
+        self._active = True
+        try:
+            async with self._parts() as core:
+                yield core
+        finally:
+            self._active = False
+            self._stopped_at_once = self._now
+            self._stop_asked = 0
+        if core.fatal is not None:
+            raise core.fatal
+
+    @asynccontextmanager
+    async def _parts(self) -> AsyncGenerator[Core]:
+        lanes = [await self._lane(session) for session in self._sessions]
+        url = self._board.url
+        claims, writes = Line(url, "blackboard worker claims"), Line(url, "blackboard worker results")
+        core = Core(
+            board=self._board,
+            agent_id=self._agent_id,
+            capabilities=self._capabilities,
+            handlers=self.handlers,
+            concurrency=self._concurrency,
+            max_batch=self._max_batch,
+            lanes=lanes,
+            # As many as may be open at once: a handler in its transaction must never wait for another one's.
+            transactions=Line(url, "blackboard worker transactions", self._concurrency),
+            threads=Threads(self._concurrency),
+        )
+        core.outbox = Outbox(core, writes)
+        core.intake = Intake(core, claims, self._poll_interval)
+        core.slots = Slots(core)
+        core.guard = Guard(core)
+        self._core, self._counts = core, core.counts
+        core.guard.start()
+        core.intake.start()
+        parts = [
+            asyncio.create_task(part.run(), name=f"blackboard-worker-{type(part).__name__.lower()}")
+            for part in (core.intake, core.outbox, core.guard)
+        ]
+        for part in parts:
+            part.add_done_callback(lambda done: _ended(core, done))
+        log.info("%r is at work for %s", self, ", ".join(lane.session.name for lane in lanes))
+        try:
+            try:
+                yield core
+            except BaseException:
+                self.stop(now=True)
+                raise
+            finally:
+                await self._wind_down(core, parts)
+        finally:
+            core.intake.close()
+            core.guard.close()
+            core.slots.close()
+            core.threads.close()
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts)
+            for line in (claims, writes, core.transactions):
+                await line.close()
+            self._core = None
+
+    async def _lane(self, given: Session | str) -> Lane:
+        session = await self._board.session(given) if isinstance(given, str) else given
+        return Lane(session, await session.join(self._agent_id, capabilities=self._capabilities))
+
+    async def _wind_down(self, core: Core, parts: Sequence[asyncio.Task[None]]) -> None:
+        """Nothing is claimed any more, what was not started is back, what ran has ended, and all of it is written."""
+        core.stopping = True
+        core.intake.wake()
+        intake, writer = parts[0], parts[1]
+        await asyncio.wait({intake}, timeout=_LAST_WRITES_SECONDS)
+        for ctx in core.take_buffered(lambda _: True):
+            core.outbox.release(ctx)
+        grace_ends = monotonic() + self._grace.total_seconds()
+        while core.running and not self._now and core.fatal is None and (left := grace_ends - monotonic()) > 0:
+            core.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(core.changed.wait(), left)
+        if core.running:
+            await self._stop_running(core)
+        writes_end = monotonic() + _LAST_WRITES_SECONDS
+        while not core.outbox.empty and not writer.done() and (left := writes_end - monotonic()) > 0:
+            core.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(core.changed.wait(), left)
+        if not core.outbox.empty:
+            log.error("%d outcomes could not be written; their tasks come back", core.outbox.backlog)
+        with contextlib.suppress(BlackboardError, LeaseLost):
+            # A claim whose answer never came may have got something.
+            lease_id = await core.lanes[0].session.scope.leases.current()
+            await core.guard.audit(lease_id)
+
+    async def _stop_running(self, core: Core) -> None:
+        log.warning("%d handlers are stopped; their tasks go back", len(core.running))
+        for ctx in tuple(core.running):
+            core.guard.interrupt(ctx, "stopping")
+        ends = monotonic() + _HARD_STOP_SECONDS
+        while any(ctx.handler and ctx.handler.suspends for ctx in core.running) and (left := ends - monotonic()) > 0:
+            core.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(core.changed.wait(), left)
+        for ctx in tuple(core.running):
+            # Threads, and coroutines that would not be cancelled: their outcome counts no more.
+            if not ctx.settled:
+                ctx.settled = True
+                core.outbox.release(ctx)
+
+
+def _ended(core: Core, part: asyncio.Task[None]) -> None:
+    """A part that fails takes the worker with it: better than one that claims and never writes."""
+    if not part.cancelled() and (error := part.exception()) is not None:
+        core.crashed(error)

@@ -1,0 +1,244 @@
+"""``blackboard flow``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from .commands import command, noun
+from .desk import Desk
+from .ids import resolve
+from .output import Column
+from .values import document, duration, moment
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from blackboard import Stage
+    from blackboard.sync import Session
+
+__all__ = ["app", "stages_of"]
+
+app = noun("Flows: graphs of tasks that are created, watched and changed as one thing.")
+
+_COLUMNS = [
+    Column("id", lambda f: f.id),
+    Column("name", lambda f: f.name, grow=True),
+    Column("status", lambda f: f.status, "status"),
+    Column("version", lambda f: f.version, "number", wide=90),
+    Column("created", lambda f: f.created_at),
+    Column("finished", lambda f: f.finished_at, wide=90),
+]
+_STAGES = [
+    Column("stage", lambda s: s.name, grow=True),
+    Column("state", lambda s: s.state, "status"),
+    Column("task", lambda s: s.task_status, "status"),
+    Column("id", lambda s: s.task_id),
+    Column("after", lambda s: [edge.stage for edge in s.after], most=0.25),
+    Column("round", lambda s: f"{s.iteration}", "number", wide=90),
+    Column("quality", lambda s: s.quality, "number", wide=100),
+    Column("why", lambda s: (s.error or {}).get("message"), wide=110),
+]
+
+FlowId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]
+
+
+@command(app, "list", example="blackboard flow list --status running")
+def list_(
+    desk: Desk,
+    *,
+    status: Annotated[str | None, typer.Option(metavar="STATUS", help="Only those.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+) -> None:
+    """List the flows of a session, newest first."""
+    desk.out.records(desk.session().flows.list(status=status, limit=limit), _COLUMNS, empty="No such flows.")
+
+
+@command(
+    app,
+    "create",
+    example="""
+    blackboard flow create release.yaml
+    blackboard flow create release.yaml --inputs '{"region": "eu"}' --name "release 42"
+    """,
+)
+def create(
+    desk: Desk,
+    *,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML: name, inputs and stages; - for stdin.")],
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="Instead of the file's.")] = None,
+    inputs: Annotated[str | None, typer.Option(metavar="JSON", help="Instead of the file's; @FILE or -.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
+) -> None:
+    """Create the flow that a file describes, with all its tasks, or nothing."""
+    from blackboard.errors import InvalidInput
+
+    found = _read(file)
+    called = name or found.get("name")
+    if not isinstance(called, str):
+        raise InvalidInput("The flow needs a name: in the file, or with --name.", field="name")
+    stages = stages_of(found.get("stages"))
+    given = document(inputs, "inputs") if inputs is not None else found.get("inputs")
+    flow = desk.session().flows.create(called, stages, inputs=given, id=id_)
+    desk.out.record(flow) if desk.out.json else _show(desk, flow)
+
+
+@command(app, "show", example="blackboard flow show 5e1c9a07")
+def show(desk: Desk, *, flow_id: FlowId) -> None:
+    """Show a flow, its stages, and how far it is."""
+    session = desk.session()
+    flow = session.flows.get(_flow(desk, session, flow_id))
+    if desk.out.json:
+        desk.out.record(flow, more={"progress": flow.progress})
+    else:
+        _show(desk, flow)
+
+
+@command(app, "graph", example="blackboard flow graph 5e1c9a07 --mermaid")
+def graph(
+    desk: Desk,
+    *,
+    flow_id: FlowId,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="In Mermaid's language, for documents.")] = False,
+) -> None:
+    """Print the graph of a flow with the states of its stages."""
+    session = desk.session()
+    text = session.flows.graph(_flow(desk, session, flow_id), format="mermaid" if mermaid else "text")
+    if desk.out.json:
+        desk.out.facts({"graph": text})
+    else:
+        print(text)
+
+
+@command(app, "pause", example="blackboard flow pause 5e1c9a07 --stop")
+def pause(
+    desk: Desk,
+    *,
+    flow_id: FlowId,
+    stop: Annotated[bool, typer.Option("--stop", help="Also ask those who run its stages to stop.")] = False,
+) -> None:
+    """Hand out no stage of a flow any more until it is resumed."""
+    session = desk.session()
+    _say(desk, session.flows.pause(_flow(desk, session, flow_id), stop=stop))
+
+
+@command(app, "resume", example="blackboard flow resume 5e1c9a07")
+def resume(desk: Desk, *, flow_id: FlowId) -> None:
+    """Hand out the stages of a paused flow again."""
+    session = desk.session()
+    _say(desk, session.flows.resume(_flow(desk, session, flow_id)))
+
+
+@command(app, "cancel", example='blackboard flow cancel 5e1c9a07 --reason "no longer needed"')
+def cancel(
+    desk: Desk, *, flow_id: FlowId, reason: Annotated[str, typer.Option(metavar="TEXT", help="Why.")] = ""
+) -> None:
+    """Cancel a flow; those who run its stages are asked to stop."""
+    session = desk.session()
+    _say(desk, session.flows.cancel(_flow(desk, session, flow_id), reason))
+
+
+def _flow(desk: Desk, session: Session, given: str) -> UUID:
+    return resolve(desk, given, "flow_id", lambda: session.flows.list(limit=10_000))
+
+
+def _say(desk: Desk, flow: Any) -> None:
+    if desk.out.json:
+        desk.out.record(flow)
+    else:
+        desk.out.note(f"Flow {flow.name} is {flow.status} (version {flow.version}).")
+
+
+def _show(desk: Desk, flow: Any) -> None:
+    progress = flow.progress
+    desk.out.facts(
+        {
+            "id": flow.id,
+            "name": flow.name,
+            "status": flow.status,
+            "version": flow.version,
+            "error": flow.error,
+            "inputs": flow.inputs or None,
+            "outputs": flow.outputs or None,
+            "stages": ", ".join(f"{count} {state}" for state, count in progress.states.items()),
+            "critical path": " > ".join(progress.critical_path),
+            "stragglers": ", ".join(progress.stragglers) or None,
+            "created": flow.created_at,
+            "finished": flow.finished_at,
+        }
+    )
+    desk.out.records(flow.stages, _STAGES, empty="No stages.")
+
+
+def _read(file: str) -> dict[str, Any]:
+    import yaml
+
+    from blackboard.errors import InvalidInput
+
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidInput(f"The flow cannot be read from {file}: {error}.", field="file") from None
+    try:
+        found: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{file} is no YAML: {' '.join(str(error).split())}.", field="file") from None
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{file} must hold name, inputs and stages.", field="file")
+    known = {"name", "inputs", "stages"}
+    described = cast("dict[str, Any]", found)
+    if unknown := sorted(str(key) for key in set(described) - known):
+        raise InvalidInput(f"{file} says {', '.join(unknown)}; a flow has name, inputs and stages.", field=unknown[0])
+    return described
+
+
+def stages_of(described: Any) -> list[Stage]:
+    """The stages that a file lists, with durations and times as people write them.
+
+    Raises:
+        InvalidInput: they are not described as ``Stage`` takes them; names stage and field.
+    """
+    from blackboard.errors import InvalidInput
+
+    if not isinstance(described, list) or not described:
+        raise InvalidInput("stages must list at least one stage.", field="stages")
+    return [_stage(one, place) for place, one in enumerate(cast("list[Any]", described), start=1)]
+
+
+def _stage(described: Any, place: int) -> Stage:
+    from pydantic import ValidationError
+
+    from blackboard import Stage
+    from blackboard.errors import InvalidInput
+
+    if not isinstance(described, dict):
+        raise InvalidInput(f"Stage {place} must be a mapping with name and type.", field="stages")
+    fields = _converted(cast("dict[str, Any]", described))
+    what = f"stage {fields['name']}" if "name" in fields else f"stage {place}"
+    for needed in ("name", "type"):
+        if not isinstance(fields.get(needed), str):
+            raise InvalidInput(f"{needed} of {what} is missing.", field=needed)
+    if isinstance(fields.get("compensate"), dict):
+        fields["compensate"] = _converted(cast("dict[str, Any]", fields["compensate"]))
+    if isinstance(fields.get("after"), str):
+        fields["after"] = [fields["after"]]
+    try:
+        return Stage(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "stages"
+        raise InvalidInput(f"{field} of {what}: {first['msg']}.", field=field) from None
+
+
+def _converted(described: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(described)
+    for name in ("timeout", "retry_delay", "fallback"):
+        if name in fields:
+            fields[name] = duration(str(fields[name]), name)
+    for name in ("run_at", "expires_at"):
+        if isinstance(fields.get(name), str):
+            fields[name] = moment(fields[name], name)
+    return fields

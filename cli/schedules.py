@@ -1,0 +1,188 @@
+"""``blackboard schedule``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .commands import command, noun
+from .desk import Desk
+from .output import Column, jsonable, plain
+from .values import document, duration
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from blackboard.models.schedules import Firing
+
+__all__ = ["app"]
+
+app = noun("Schedules: tasks that are added at the times of a cron expression.")
+
+_COLUMNS = [
+    Column("name", lambda row: row[0].name, grow=True),
+    Column("cron", lambda row: row[0].cron),
+    Column("time zone", lambda row: row[0].timezone),
+    Column("type", lambda row: row[0].type, wide=90),
+    Column("status", lambda row: "failed" if row[0].error else "paused" if row[0].paused else "active", "status"),
+    Column("fired", lambda row: row[0].fired, "number", wide=100),
+    Column("next times", lambda row: ", ".join(plain(one) for one in row[1]) or None, most=0.5),
+]
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name or whole id.")]
+
+
+@command(
+    app,
+    "add",
+    example="""
+    blackboard schedule add nightly '30 2 * * *' report --timezone Europe/Berlin
+    blackboard schedule add probe '*/5 * * * *' investigate --parameters '{"target": "checkout"}' --missed skip
+    """,
+)
+def add(
+    desk: Desk,
+    *,
+    name: Annotated[str, typer.Argument(help="One schedule of a session has it.")],
+    cron: Annotated[
+        str, typer.Argument(help="Minute, hour, day of month, month, day of week; or @daily and the like.")
+    ],
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="Of the task, such as report.")],
+    parameters: Annotated[str | None, typer.Option(metavar="JSON", help="Of the task; @FILE or - for stdin.")] = None,
+    timezone: Annotated[str, typer.Option(metavar="ZONE", help="Such as Europe/Berlin.")] = "UTC",
+    missed: Annotated[
+        Literal["skip", "once", "all"], typer.Option(help="What becomes of times at which nobody looked after it.")
+    ] = "once",
+    capability: Annotated[str, typer.Option(metavar="NAME", help="Only agents that offer it may claim.")] = "",
+    priority: Annotated[int, typer.Option(metavar="N", help="0 to 10, higher first.")] = 5,
+    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only this agent may claim it.")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="The longest an attempt may run.")] = None,
+    requires_approval: Annotated[
+        bool, typer.Option("--requires-approval", help="Held until somebody approves it.")
+    ] = False,
+    max_attempts: Annotated[int, typer.Option(metavar="N", help="1 to 1000; then it is dead.")] = 5,
+    retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
+    id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
+) -> None:
+    """Add a schedule; it fires while `blackboard schedule run` or a worker looks after it."""
+    delay = duration(retry_delay, "retry_delay")
+    assert delay is not None
+    parsed = document(parameters, "parameters")
+    desk.out.record(
+        desk.session().schedules.add(
+            name,
+            cron,
+            type_,
+            parsed,
+            timezone=timezone,
+            missed=missed,
+            capability=capability,
+            priority=priority,
+            assigned_to=assigned_to,
+            timeout=duration(timeout, "timeout"),
+            requires_approval=requires_approval,
+            max_attempts=max_attempts,
+            retry_delay=delay,
+            id=id_,
+        )
+    )
+
+
+@command(app, "list", example="blackboard schedule list")
+def list_(
+    desk: Desk, *, limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100
+) -> None:
+    """List the schedules of a session with their next three times."""
+    from blackboard.errors import InvalidInput
+
+    schedules = desk.session().schedules
+    rows: list[tuple[object, list[object]]] = []
+    for schedule in schedules.list(limit=limit):
+        try:
+            rows.append((schedule, [*schedules.next_times(schedule.id, 3)]))
+        except InvalidInput:
+            # Plain SQL gave it an expression that cannot be read; its error says so once it was to fire.
+            rows.append((schedule, []))
+    if desk.out.json:
+        desk.out.document([{**jsonable(schedule), "next_times": jsonable(times)} for schedule, times in rows])
+        return
+    desk.out.records(rows, _COLUMNS, empty="No schedules; add one with `blackboard schedule add NAME CRON TYPE`.")
+
+
+@command(app, "show", example="blackboard schedule show nightly")
+def show(
+    desk: Desk,
+    *,
+    name: Name,
+    times: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many of its next times.")] = 3,
+) -> None:
+    """Show one schedule and its next times."""
+    schedules = desk.session().schedules
+    schedule = schedules.get(name)
+    desk.out.record(schedule, more={"next_times": schedules.next_times(schedule.id, times)})
+
+
+@command(app, "pause", example="blackboard schedule pause nightly")
+def pause(desk: Desk, *, name: Name) -> None:
+    """Fire no more until it is resumed."""
+    desk.out.record(desk.session().schedules.pause(name))
+
+
+@command(app, "resume", example="blackboard schedule resume nightly")
+def resume(desk: Desk, *, name: Name) -> None:
+    """Fire again from its next time on; what was planned during the pause is not made up for."""
+    desk.out.record(desk.session().schedules.resume(name))
+
+
+@command(app, "remove", example="blackboard schedule remove nightly")
+def remove(desk: Desk, *, name: Name) -> None:
+    """Fire no more; what it added stays."""
+    desk.out.record(desk.session().schedules.remove(name))
+
+
+@command(
+    app,
+    "run",
+    example="""
+    blackboard schedule run
+    blackboard schedule run --session INC-1234 --once
+    """,
+)
+def run(
+    desk: Desk,
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Fire what is due now, and end.")] = False,
+) -> None:
+    """Look after the schedules, of one session or of all, until Ctrl-C; run it as often as you like."""
+    named = desk.options.session
+    sessions = None if named is None else [desk.session(named).id]
+    if once:
+        _told(desk, desk.board.schedules.fire_due(10_000, sessions=sessions))
+        return
+    asyncio.run(_run(desk, sessions))
+
+
+async def _run(desk: Desk, sessions: Sequence[UUID] | None) -> None:
+    from blackboard import Blackboard
+    from blackboard.work.schedules import SchedulerLoop
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with Blackboard.open(desk.url, actor=desk.options.actor, pool_size=1) as board:
+        desk.out.note("Looking after schedules; Ctrl-C ends it.")
+        fired = SchedulerLoop(board.schedules, sessions=sessions, on_fired=lambda added: _told(desk, added))
+        await fired.run(stop)
+
+
+def _told(desk: Desk, fired: Sequence[Firing]) -> None:
+    for one in fired:
+        if desk.out.json:
+            desk.out.line(jsonable(one))
+        else:
+            print(f"{plain(one.planned_at)}  {plain(one.name)}  task {one.task_id}", flush=True)
