@@ -466,6 +466,7 @@ class ProcessLease:
         self._executor = executor
         self._term = term
         self._heartbeat: Heartbeat | None = None
+        self._last: UUID | None = None
         self._pid = 0
         self._starting = asyncio.Lock()
         self._watchers: list[LeaseWatcher] = []
@@ -514,6 +515,10 @@ class ProcessLease:
             await self._executor.fetch_one(
                 _LEASES["start_lease"], id=lease_id, host=socket.gethostname(), pid=os.getpid(), term=self._term
             )
+            if self._last is not None and self._pid == os.getpid():
+                # The agents of this process are there again. After a fork they are the parent's.
+                await self._executor.execute(_LEASES["move_presence"], old_id=self._last, new_id=lease_id)
+            self._last = lease_id
             self._pid = os.getpid()
             self._heartbeat = Heartbeat(
                 self._url,

@@ -40,7 +40,7 @@ _STAGES = [
     Column("after", lambda s: [edge.stage for edge in s.after], most=0.25),
     Column("round", lambda s: f"{s.iteration}", "number", wide=90),
     Column("quality", lambda s: s.quality, "number", wide=100),
-    Column("why", lambda s: (s.error or {}).get("message"), wide=110),
+    Column("why", lambda s: s.error["message"] if s.error else None, wide=110),
 ]
 
 FlowId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]

@@ -40,13 +40,13 @@ class Model:
         """The task of a ready stage was ``completed``, ``failed`` or ``cancelled``."""
         assert self.state[name] == "ready"
         stage = self.by_name[name]
-        if outcome == "completed" and stage.min_quality is not None:
-            if quality is None or quality < stage.min_quality:
-                if self.loops[name] + 1 < stage.max_iterations and not self.compensating:
-                    self._loop(stage)
-                    self._settle()
-                    return
-                outcome = "failed"
+        wanted = stage.min_quality
+        if outcome == "completed" and wanted is not None and (quality is None or quality < wanted):
+            if self.loops[name] + 1 < stage.max_iterations and not self.compensating:
+                self._loop(stage)
+                self._settle()
+                return
+            outcome = "failed"
         self.state[name] = outcome
         if outcome != "completed":
             out = [self.edges[other][name] for other in self.edges if name in self.edges[other]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -186,7 +187,7 @@ async def test_a_cycle_is_refused_with_its_path(
     found = caught.value.details["path"]
     assert found[0] == found[-1]
     assert path is None or found == path
-    assert all(before in edges[stage] for stage, before in zip(found, found[1:], strict=False))
+    assert all(before in edges[stage] for stage, before in pairwise(found))
     assert " -> ".join(found) in str(caught.value)
     assert await session.tasks.list() == []
 
@@ -339,8 +340,8 @@ async def test_compensation_undoes_in_reverse_order(session: Session, agent: Age
         [
             Stage("hotel", "book", compensate=undo("hotel")),
             Stage("car", "book", after=["hotel"], compensate=undo("car")),
-            Stage("flight", "book", after=[After("car", "compensate")]),
-            Stage("mail", "write", after=["flight"]),
+            Stage("flight", "book", after=["car"]),
+            Stage("mail", "write", after=[After("flight", "compensate")]),
             Stage("map", "draw"),
         ],
     )
@@ -366,6 +367,18 @@ async def test_compensation_undoes_in_reverse_order(session: Session, agent: Age
     assert second.type == "undo-hotel"
     await agent.tasks.complete(second)
     assert await agent.tasks.claim(10) == []
+
+
+async def test_the_last_stage_is_undone_by_the_edge_that_leads_to_it(session: Session, agent: Agent) -> None:
+    undo = NewTask(type="undo")
+    flow = await session.flows.create(
+        "f", [Stage("a", "t", compensate=undo), Stage("b", "t", after=[After("a", "compensate")], compensate=undo)]
+    )
+    await done(agent, flow, "a")
+    flow = await broken(agent, flow, "b")
+    assert (flow.status, flow.compensating) == ("failed", True)
+    assert flow.stage("a").compensation_status == "pending"
+    assert flow.stage("b").compensation_task_id is None
 
 
 # -------------------------------------------------------------------------------------------------------- loops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -120,9 +121,7 @@ def test_sequential_joins_each_part_with_the_next(sizes: list[int]) -> None:
     parts = [made(size, f"p{number}-") for number, size in enumerate(sizes)]
     whole = sequential(*parts)
     assert [s.name for s in whole] == [s.name for part in parts for s in part]
-    assert edges(whole) == {
-        (a.name, b.name) for first, second in zip(parts, parts[1:], strict=False) for a in first for b in second
-    }
+    assert edges(whole) == {(a.name, b.name) for first, second in pairwise(parts) for a in first for b in second}
 
 
 @given(st.lists(_COUNT, min_size=1, max_size=5))

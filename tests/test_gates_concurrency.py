@@ -158,9 +158,9 @@ async def test_limits_hold_in_chaos(session: Session, db: Connection, connect: C
             )
             if left == 0:
                 finished.set()
-            elif time.monotonic() - started > 90:
+            elif time.monotonic() - started > 30:
                 finished.set()
-                pytest.fail(f"{left} tasks never ran: {await session.tasks.count()}")
+                pytest.fail(f"{left} never ran: {await session.tasks.count()}, {[worker.failures for worker in workers]}")
 
     await asyncio.gather(watch(), *(work(worker) for worker in workers))
     failures = sum((worker.failures for worker in workers), Counter[str]())

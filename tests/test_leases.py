@@ -210,6 +210,7 @@ async def test_a_process_that_slept_past_its_lease_gets_a_new_one(session: Sessi
         again = await eventually(lambda: _claim(sleeper))
         assert (again.id, again.attempt) == (task.id, 2)
         assert again.lease_id != task.lease_id
+        assert (await session.agents.get("ops/sleeper")).present, "it is there again, under the new lease"
 
 
 async def _claim(agent: Agent) -> object:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from blackboard import Agent, Blackboard, NewTask, Session, TaskRecord
+from blackboard import Agent, Blackboard, NewTask, Session, TaskRecord, sync
 from blackboard.errors import InvalidInput, InvalidTransition, LeaseLost, NotFound, SessionClosed
 
 from .conftest import Clock, Connect
@@ -294,3 +294,16 @@ async def test_the_attempt_log_tells_every_attempt(session: Session, agent: Agen
     assert len(await session.tasks.attempts(task.id)) == 3, "nobody ran what was cancelled"
     with pytest.raises(NotFound):
         await session.tasks.attempts(uuid.uuid4())
+
+
+def test_the_blocking_twin_has_them_too(database_url: str) -> None:
+    with sync.Blackboard.open(database_url) as board:
+        session = board.start("twin")
+        agent = session.join("w")
+        session.tasks.add_many([NewTask(type="t", max_attempts=1) for _ in range(2)])
+        [task] = agent.tasks.claim()
+        [after] = agent.tasks.complete_and_claim(task, 1)
+        agent.tasks.fail(after, "no")
+        [dead] = session.tasks.dead_letters()
+        assert [one.outcome for one in session.tasks.attempts(dead.id)] == ["dead"]
+        assert session.tasks.redrive_many() == [dead.id]

@@ -21,7 +21,8 @@ class After(Record):
     Attributes:
         stage: the name of the stage that comes before.
         on_failure: ``fail`` cancels the stage that waits, ``skip`` leaves it out, ``continue`` counts the failure as
-            done, ``compensate`` stops the flow and undoes what was completed.
+            done, ``compensate`` stops the flow and undoes what was completed (also when the stage that waits is one
+            that nothing follows, and fails itself).
     """
 
     stage: str

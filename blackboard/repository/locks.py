@@ -14,7 +14,7 @@ from ..ids import as_uuid, new_id
 from ..jsonable import check_text
 from ..models.locks import LockGrant, LockRecord
 from ..store.statements import statements
-from .scope import Repository
+from .scope import Repository, soon
 
 __all__ = ["Locks"]
 
@@ -93,7 +93,7 @@ class Locks(Repository):
             return await self.try_acquire(name, ttl=ttl, request_id=request, wait=left)
 
         try:
-            grant = await self._until("acquire", ("locks",), ask, timeout)
+            grant = await self._until("acquire", ("locks",), ask, timeout, again_in=soon)
         except WaitNotAllowed:
             raise
         except BaseException:

@@ -22,7 +22,7 @@ from ..models.proposals import (
     VoteRecord,
 )
 from ..store.statements import statements
-from .scope import Repository
+from .scope import Repository, soon
 
 __all__ = ["Proposals"]
 
@@ -228,7 +228,7 @@ class Proposals(Repository):
             proposal = await self.get(proposal_id)
             return None if proposal.status is ProposalStatus.OPEN else proposal
 
-        closed = await self._until("wait", ("proposals",), check, timeout)
+        closed = await self._until("wait", ("proposals",), check, timeout, again_in=soon)
         if closed is None:
             raise WaitTimeout(f"Proposal {proposal_id} is still open; wait again.", id=str(proposal_id))
         return closed

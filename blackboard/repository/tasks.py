@@ -168,7 +168,12 @@ class Tasks(DeadLetters, TaskGates):
 
         if wait is None:
             return await attempt() or []
-        return await self._until("claim", ("tasks", "sessions"), attempt, wait) or []
+        return await self._until("claim", ("tasks", "sessions"), attempt, wait, again_in=self._due_in) or []
+
+    async def _due_in(self) -> float | None:
+        """In how many seconds the next scheduled task of the session gets ready."""
+        row = await self._executor.fetch_one(_SQL["next_due"], session_id=self._scope.session_id)
+        return None if row is None or row["seconds"] is None else max(0.0, row["seconds"])
 
     async def claim_by_id(self, task_id: UUID | str, *, claim_id: UUID | None = None) -> TaskRecord | None:
         """This very task is running under this agent's lease; None if it is not ready, or assigned to somebody else.

@@ -13,3 +13,9 @@ SELECT blackboard.end_lease(CAST(:id AS uuid)) AS ended;
 SELECT id, host, pid, term, started_at, expires_at, lapsed_at
 FROM blackboard.leases
 WHERE id = CAST(:id AS uuid);
+
+-- name: move_presence
+-- The agents that were present under a lapsed lease are so under its successor. Locks: their memberships.
+UPDATE blackboard.memberships
+SET lease_id = CAST(:new_id AS uuid)
+WHERE lease_id = CAST(:old_id AS uuid) AND left_at IS NULL;

@@ -101,6 +101,12 @@ FROM blackboard.claim_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:agent_id AS text), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid));
 
+-- name: next_due
+-- In how many seconds the next scheduled task of a session is due; NULL when there is none. Index: tasks_scheduled.
+SELECT CAST(extract(epoch FROM min(run_at) - blackboard.now()) AS double precision) AS seconds
+FROM blackboard.tasks
+WHERE session_id = CAST(:session_id AS uuid) AND status = 'scheduled';
+
 -- name: complete_tasks
 -- Completes many held tasks; returns the ids of those refused, whose results are kept aside.
 -- Locks: the rows, then dependants by id. Index: tasks_pkey.

@@ -1119,8 +1119,11 @@ BEGIN
         RETURN;
     END IF;
     PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
-    IF v_gated AND NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
-        RETURN;
+    IF v_gated THEN
+        IF NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+            RETURN;
+        END IF;
+        v_now := blackboard.now();
     END IF;
     RETURN QUERY
     WITH picked AS MATERIALIZED (

@@ -522,10 +522,12 @@ CREATE TRIGGER free_slots_of_deleted AFTER DELETE ON blackboard.tasks REFERENCIN
 
 -- Which of these tasks, in their order and at most p_max, may run now: their slots and tokens are taken. Those of a
 -- paused type or of a full limit are held, those without a token are scheduled for a later window (moved counts them);
--- busy ones fall under a counter that somebody else is just using, and stay as they are. The caller has the rows locked.
+-- busy ones fall under a counter that somebody else is just using, and stay as they are. at is when: after the counters
+-- were locked, so that of two that waited for each other the later belongs to the later window. The caller has the rows
+-- locked.
 CREATE FUNCTION blackboard.gate_tasks(
     p_session_id uuid, p_ids uuid[], p_max integer, p_now timestamptz,
-    OUT admitted uuid[], OUT busy uuid[], OUT moved integer
+    OUT admitted uuid[], OUT busy uuid[], OUT moved integer, OUT at timestamptz
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -563,6 +565,7 @@ BEGIN
     admitted := '{}';
     busy := '{}';
     moved := 0;
+    at := p_now;
     -- The lock lets a pause end only after what it held can be seen.
     SELECT array_agg(x.name) INTO v_paused FROM (
         SELECT p.name FROM blackboard.pauses p
@@ -626,6 +629,7 @@ BEGIN
     END IF;
 
     -- Read after they were locked: in another statement, hence as they are now.
+    at := greatest(p_now, blackboard.now());
     v_taken := array_fill(0, ARRAY[cardinality(v_limits)]);
     v_waits := array_fill(false, ARRAY[cardinality(v_limits)]);
     v_free := array_fill(NULL::integer, ARRAY[cardinality(v_limits)]);
@@ -647,7 +651,7 @@ BEGIN
         IF v_counter.kind = 'concurrency' THEN
             v_free[v_i] := v_counter.max_running - v_counter.running;
         ELSE
-            v_passed := greatest(floor(extract(epoch FROM p_now - v_counter.window_started_at)
+            v_passed := greatest(floor(extract(epoch FROM at - v_counter.window_started_at)
                                        / extract(epoch FROM v_counter.rate_period))::bigint, 0);
             v_is_rate[v_i] := true;
             v_counts[v_i] := v_counter.rate_count;
@@ -799,7 +803,7 @@ BEGIN
         WITH claimed AS (
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-                lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now, deadline_at = p_now + t.timeout,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_gate.at, deadline_at = v_gate.at + t.timeout,
                 progress = NULL, limited = true
             FROM unnest(v_gate.admitted) a (id) WHERE t.session_id = p_session_id AND t.id = a.id
             RETURNING t.*)

@@ -889,18 +889,20 @@ AS $$
 BEGIN
     UPDATE blackboard.tasks t
     SET blockers = 0, status = n.status,
-        position = CASE WHEN n.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+        position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END,
         held = CASE WHEN n.paused THEN blackboard.held_by_flow(n.flow_id, n.flow_name, NULL) ELSE t.held END
-    FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name, o.status = 'blocked' AND f.status = 'paused' AS paused,
-                 CASE WHEN o.status <> 'blocked' THEN o.status
-                      WHEN f.status = 'paused' THEN 'held'
-                      ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
-          FROM blackboard.flow_stages s
-          JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
-          JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
-          WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-            AND o.completed_at IS NULL
-          ORDER BY s.ordinal) n
+    FROM (SELECT w.*, nextval('blackboard.task_positions') AS position
+          FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name,
+                       o.status = 'blocked' AND f.status = 'paused' AS paused,
+                       CASE WHEN o.status <> 'blocked' THEN o.status
+                            WHEN f.status = 'paused' THEN 'held'
+                            ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
+                FROM blackboard.flow_stages s
+                JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
+                JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
+                WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+                  AND o.completed_at IS NULL
+                ORDER BY s.ordinal) w) n
     WHERE t.session_id = p_session_id AND t.id = n.id;
 END
 $$;

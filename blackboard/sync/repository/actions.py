@@ -16,7 +16,7 @@ from ...models.actions import ActionRecord, ActionStatus, ActionType, Approval
 from ...models.proposals import VoteOptions
 from ...store.statements import statements
 from .proposals import as_at_deadline, as_rule
-from .scope import Repository
+from .scope import Repository, soon
 
 __all__ = ["Actions"]
 
@@ -295,7 +295,7 @@ class Actions(Repository):
             action = self.get(action_id)
             return None if action.status in {ActionStatus.PROPOSED, ActionStatus.AWAITING_APPROVAL} else action
 
-        decided = self._until("wait", ("actions", "proposals"), check, timeout)
+        decided = self._until("wait", ("actions", "proposals"), check, timeout, again_in=soon)
         if decided is None:
             raise WaitTimeout(f"Action {action_id} is not decided yet; wait again.", id=str(action_id))
         return decided

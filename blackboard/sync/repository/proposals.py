@@ -23,7 +23,7 @@ from ...models.proposals import (
     VoteRecord,
 )
 from ...store.statements import statements
-from .scope import Repository
+from .scope import Repository, soon
 
 __all__ = ["Proposals"]
 
@@ -229,7 +229,7 @@ class Proposals(Repository):
             proposal = self.get(proposal_id)
             return None if proposal.status is ProposalStatus.OPEN else proposal
 
-        closed = self._until("wait", ("proposals",), check, timeout)
+        closed = self._until("wait", ("proposals",), check, timeout, again_in=soon)
         if closed is None:
             raise WaitTimeout(f"Proposal {proposal_id} is still open; wait again.", id=str(proposal_id))
         return closed

@@ -14,7 +14,7 @@ from ...errors import InvalidInput, WaitNotAllowed
 from ...store.listener import Listener
 from ..store.executor import Executor
 
-__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope"]
+__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope", "soon"]
 
 _T = TypeVar("_T")
 
@@ -115,10 +115,16 @@ class Repository:
         nouns: Collection[str] | None,
         check: Check[_T],
         timeout: timedelta | None,
+        *,
+        again_in: Check[float] | None = None,
     ) -> _T | None:
         """What ``check`` returned when it first was not None; None when the time was up.
 
         It is asked at once, after every hint about ``nouns``, and at every poll, so that a lost hint only delays.
+
+        Args:
+            again_in: asked after each look in vain: in how many seconds time alone may change the answer, which no
+                hint tells; None where only a hint can.
 
         Raises:
             WaitNotAllowed: this handle is bound to a caller's connection.
@@ -136,4 +142,12 @@ class Repository:
                 left = None if ends is None else ends - time.monotonic()
                 if found is not None or (left is not None and left <= 0):
                     return found
+                if again_in is not None:
+                    soon = again_in()
+                    left = soon if left is None else left if soon is None else min(left, soon)
                 hints.wait(left)
+
+
+def soon() -> float | None:
+    """A second: for what a deadline changes, which gives no hint."""
+    return 1.0
