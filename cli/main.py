@@ -21,6 +21,8 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "finding": ("findings", "Findings: what the agents know."),
     "hypothesis": ("hypotheses", "Hypotheses: what they believe, and the evidence for and against it."),
     "task": ("tasks", "Tasks: the work to be done."),
+    "why": ("why", "Say why a task does not run, or who runs it, or how it ended."),
+    "limit": ("limits", "Limits: how many tasks may run at once, or start in a time."),
     "flow": ("flows", "Flows: graphs of tasks that are created, watched and changed as one thing."),
     "deadletter": ("deadletters", "Dead letters: tasks that died of their last attempt."),
     "worker": ("worker", "Run the handlers of a module for the tasks of a session."),

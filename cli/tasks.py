@@ -16,7 +16,7 @@ from .values import document, duration, moment
 if TYPE_CHECKING:
     from blackboard.sync import Session
 
-__all__ = ["app"]
+__all__ = ["TaskId", "app", "find_task"]
 
 app = noun("Tasks: the work to be done.")
 
@@ -67,7 +67,7 @@ def list_(
 def show(desk: Desk, *, task_id: TaskId) -> None:
     """Show one task and what it depends on."""
     session = desk.session()
-    found = _task(desk, session, task_id)
+    found = find_task(desk, session, task_id)
     desk.out.record(session.tasks.get(found), more={"depends_on": session.tasks.dependencies(found)})
 
 
@@ -99,9 +99,24 @@ def add(
     ] = False,
     max_attempts: Annotated[int, typer.Option(metavar="N", help="1 to 1000; then it is dead.")] = 5,
     retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
+    unique: Annotated[
+        str | None, typer.Option(metavar="KEY", help="An unfinished task with this key is returned instead.")
+    ] = None,
+    unique_window: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Only if it was added this long ago or less.")
+    ] = None,
+    limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="For limits that are per key.")] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Cancelled if it was not started by this moment.")
+    ] = None,
+    fallback: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long it waits for --assigned-to; then anybody may.")
+    ] = None,
     id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
 ) -> None:
     """Put a task on the board."""
+    from blackboard.models.tasks import Unique
+
     delay = duration(retry_delay, "retry_delay")
     assert delay is not None
     parsed = document(parameters, "parameters")
@@ -112,12 +127,16 @@ def add(
         capability=capability,
         priority=priority,
         assigned_to=assigned_to,
-        depends_on=[_task(desk, session, one, "depends_on") for one in depends_on or ()],
+        depends_on=[find_task(desk, session, one, "depends_on") for one in depends_on or ()],
         run_at=moment(run_at, "run_at"),
         timeout=duration(timeout, "timeout"),
         requires_approval=requires_approval,
         max_attempts=max_attempts,
         retry_delay=delay,
+        unique=None if unique is None else Unique(key=unique, window=duration(unique_window, "unique_window")),
+        limit_key=limit_key,
+        expires_at=moment(expires_at, "expires_at"),
+        fallback=duration(fallback, "fallback"),
         id=id_,
     )
     desk.out.record(task)
@@ -127,28 +146,28 @@ def add(
 def cancel(desk: Desk, *, task_id: TaskId, reason: Reason = "") -> None:
     """Cancel a task; a running one is asked to stop."""
     session = desk.session()
-    desk.out.record(session.tasks.cancel(_task(desk, session, task_id), reason))
+    desk.out.record(session.tasks.cancel(find_task(desk, session, task_id), reason))
 
 
 @command(app, "approve", example="blackboard task approve 5e1c9a07 --by maria")
 def approve(desk: Desk, *, task_id: TaskId, by: By = None) -> None:
     """Approve a task that waits for it."""
     session = desk.session()
-    desk.out.record(session.tasks.approve(_task(desk, session, task_id), by=by or desk.person))
+    desk.out.record(session.tasks.approve(find_task(desk, session, task_id), by=by or desk.person))
 
 
 @command(app, "reject", example='blackboard task reject 5e1c9a07 --reason "too risky"')
 def reject(desk: Desk, *, task_id: TaskId, by: By = None, reason: Reason = "") -> None:
     """Reject a task that waits for approval: it is cancelled."""
     session = desk.session()
-    desk.out.record(session.tasks.reject(_task(desk, session, task_id), by=by or desk.person, reason=reason))
+    desk.out.record(session.tasks.reject(find_task(desk, session, task_id), by=by or desk.person, reason=reason))
 
 
 @command(app, "redrive", example="blackboard task redrive 5e1c9a07")
 def redrive(desk: Desk, *, task_id: TaskId) -> None:
     """Make a failed or dead task ready again, with its attempts counted anew."""
     session = desk.session()
-    desk.out.record(session.tasks.redrive(_task(desk, session, task_id)))
+    desk.out.record(session.tasks.redrive(find_task(desk, session, task_id)))
 
 
 @command(app, "late", example="blackboard task late 5e1c9a07")
@@ -156,9 +175,68 @@ def late(desk: Desk, *, task_id: TaskId) -> None:
     """List what late owners handed in for a task: kept, never applied."""
     session = desk.session()
     desk.out.records(
-        session.tasks.late_results(_task(desk, session, task_id)), _LATE, empty="Nothing was handed in late."
+        session.tasks.late_results(find_task(desk, session, task_id)), _LATE, empty="Nothing was handed in late."
     )
 
 
-def _task(desk: Desk, session: Session, given: str, field: str = "task_id") -> UUID:
+Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Tasks of this type.")]
+Capability = Annotated[str | None, typer.Option(metavar="NAME", help="Tasks that need this capability.")]
+
+
+@command(
+    app,
+    "pause",
+    example="""
+    blackboard task pause --type mail --reason "the relay is down"
+    blackboard task pause --capability call_api
+    """,
+)
+def pause(desk: Desk, *, type_: Type = None, capability: Capability = None, reason: Reason = "") -> None:
+    """Hand out no more tasks of a type, or that need a capability; what runs goes on."""
+    desk.out.record(desk.session().tasks.pause(type=type_, capability=capability, reason=reason))
+
+
+@command(app, "resume", example="blackboard task resume --type mail")
+def resume(desk: Desk, *, type_: Type = None, capability: Capability = None) -> None:
+    """Hand out what was paused again."""
+    moved = desk.session().tasks.resume(type=type_, capability=capability)
+    if desk.out.json:
+        desk.out.document({"ready_again": moved})
+    else:
+        desk.out.note(f"Resumed; {moved} tasks that were held are ready again.")
+
+
+@command(
+    app,
+    "prune",
+    example="""
+    blackboard task prune --older-than 30d --dry-run
+    blackboard task prune --status completed --older-than 12h --events
+    """,
+)
+def prune(
+    desk: Desk,
+    *,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Ended so long ago; else the session's retention.")
+    ] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(metavar="STATUS", help="Only those; repeat it for more. Else all that ended.")
+    ] = None,
+    events: Annotated[bool, typer.Option("--events", help="Also all events before that moment.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+) -> None:
+    """Delete finished tasks that ended long ago, a batch at a time. Only the owner of the schema may."""
+    pruned = desk.session().tasks.prune(
+        older_than=duration(older_than, "older_than"), status=status, events=events, dry_run=dry_run
+    )
+    if desk.out.json:
+        desk.out.record(pruned)
+        return
+    what = f"{pruned.tasks} tasks" + ("" if pruned.events is None else f" and {pruned.events} events")
+    desk.out.note(f"{what} {'would go' if dry_run else 'are gone'}.")
+
+
+def find_task(desk: Desk, session: Session, given: str, field: str = "task_id") -> UUID:
+    """The task that ``given`` stands for."""
     return resolve(desk, given, field, lambda: session.tasks.list(limit=10_000))

@@ -32,7 +32,7 @@ __all__ = ["Refused", "from_error", "from_fault", "from_validation"]
 # The most specific class decides. Templates are ours alone: nothing that others wrote is ever formatted into them.
 _NEXT: dict[type[BlackboardError], str] = {
     BudgetExceeded: (
-        "Nothing was reserved: do not spend it. Reserve less, or {fail_task} with error=\"budget\"; only a human "
+        'Nothing was reserved: do not spend it. Reserve less, or {fail_task} with error="budget"; only a human '
         "raises a budget."
     ),
     IdempotencyConflict: "Repeat the first call with exactly the same arguments, or call with a new idempotency_key.",

@@ -236,7 +236,8 @@ class Session:
     Attributes:
         record: as it was when this handle was made or last refreshed.
         scope: what its repositories are bound to.
-        agents, findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, schedules, events: what is in it.
+        agents, findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, schedules, events: what is in
+            it.
     """
 
     def __init__(self, scope: Scope, record: SessionRecord, sessions: Sessions) -> None:

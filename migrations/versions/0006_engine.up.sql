@@ -14,7 +14,7 @@ CREATE FUNCTION blackboard.complete_and_claim(
     p_capabilities text[], p_lease_id uuid, p_next_claim_id uuid, p_limit integer
 ) RETURNS SETOF blackboard.tasks
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 AS $$
 BEGIN
     PERFORM blackboard.complete_tasks(p_session_id, ARRAY[p_id], ARRAY[p_claim_id], ARRAY[p_attempt],
@@ -40,7 +40,7 @@ CREATE FUNCTION blackboard.fail_tasks(
     p_delays interval[], p_max_attempts integer[], p_agent_id text
 ) RETURNS TABLE (id uuid, status text)
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
@@ -103,7 +103,7 @@ CREATE FUNCTION blackboard.release_tasks(
     p_agent_id text
 ) RETURNS TABLE (id uuid, status text)
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$

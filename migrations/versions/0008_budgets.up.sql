@@ -499,7 +499,7 @@ CREATE FUNCTION blackboard.reserve_budget(
     p_currency text, p_model text, p_note text, p_lease_id uuid
 ) RETURNS SETOF blackboard.spend
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 AS $$
 DECLARE
     v_added integer := 0;
@@ -557,7 +557,7 @@ CREATE FUNCTION blackboard.settle_budget(
     p_actor text
 ) RETURNS SETOF blackboard.spend
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 AS $$
 DECLARE
     v_statuses text[];
@@ -611,7 +611,7 @@ $$;
 -- Nothing was spent: the amounts are free again. One that expired is left as it is.
 CREATE FUNCTION blackboard.release_budget(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.spend
 LANGUAGE plpgsql
-SET blackboard.notify = 'off'
+SET xmlbinary = 'hex'
 AS $$
 DECLARE
     v_statuses text[];

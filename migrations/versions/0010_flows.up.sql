@@ -887,22 +887,22 @@ CREATE FUNCTION blackboard.release_stages(p_session_id uuid, p_flow_id uuid, p_s
 LANGUAGE plpgsql
 AS $$
 BEGIN
+    WITH n AS MATERIALIZED (
+        SELECT w.*, nextval('blackboard.task_positions') AS position
+        FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name, o.status = 'blocked' AND f.status = 'paused' AS paused,
+                     CASE WHEN o.status <> 'blocked' THEN o.status
+                          WHEN f.status = 'paused' THEN 'held'
+                          ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
+              FROM blackboard.flow_stages s
+              JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
+              JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
+              WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+                AND o.completed_at IS NULL
+              ORDER BY s.ordinal) w)
     UPDATE blackboard.tasks t
-    SET blockers = 0, status = n.status,
-        position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END,
+    SET blockers = 0, status = n.status, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END,
         held = CASE WHEN n.paused THEN blackboard.held_by_flow(n.flow_id, n.flow_name, NULL) ELSE t.held END
-    FROM (SELECT w.*, nextval('blackboard.task_positions') AS position
-          FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name,
-                       o.status = 'blocked' AND f.status = 'paused' AS paused,
-                       CASE WHEN o.status <> 'blocked' THEN o.status
-                            WHEN f.status = 'paused' THEN 'held'
-                            ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
-                FROM blackboard.flow_stages s
-                JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
-                JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
-                WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-                  AND o.completed_at IS NULL
-                ORDER BY s.ordinal) w) n
+    FROM n
     WHERE t.session_id = p_session_id AND t.id = n.id;
 END
 $$;
@@ -1197,15 +1197,17 @@ BEGIN
           AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
                        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
         ORDER BY t.id FOR UPDATE;
+        WITH n AS MATERIALIZED (
+            SELECT o.id, o.status, nextval('blackboard.task_positions') AS position
+            FROM (SELECT h.id, blackboard.next_status(h) AS status
+                  FROM blackboard.flow_stages s
+                  JOIN blackboard.tasks h ON h.session_id = s.session_id AND h.id = s.task_id
+                  WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready'
+                    AND h.status = 'held' AND h.held ->> 'code' = 'flow_paused'
+                  ORDER BY (h.held ->> 'position')::bigint, s.ordinal) o)
         UPDATE blackboard.tasks t
         SET status = n.status, held = NULL, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
-        FROM (SELECT o.id, o.status, nextval('blackboard.task_positions') AS position
-              FROM (SELECT h.id, blackboard.next_status(h) AS status
-                    FROM blackboard.flow_stages s
-                    JOIN blackboard.tasks h ON h.session_id = s.session_id AND h.id = s.task_id
-                    WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready'
-                      AND h.status = 'held' AND h.held ->> 'code' = 'flow_paused'
-                    ORDER BY (h.held ->> 'position')::bigint, s.ordinal) o) n
+        FROM n
         WHERE t.session_id = p_session_id AND t.id = n.id AND t.status = 'held';
     END IF;
     RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
