@@ -37,7 +37,8 @@ async def measure(stage: Stage, options: argparse.Namespace, report: Report) -> 
     found = [one for one in peers.PEERS if one.installed and (not options.who or one.name in options.who)]
     for missing in [one for one in peers.PEERS if not one.installed]:
         report.fail(f"{missing.name} is not installed; --peers does that")
-    run = Run(stage, report, [peers.OURS, peers.BARE, *found], options.rounds, options.scale)
+    own = [peers.OURS, peers.patched(options.patch)] if options.patch else [peers.OURS]
+    run = Run(stage, report, [*own, peers.BARE, *found], options.rounds, options.scale)
     for name in options.parts:
         if name == "quick":
             continue
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes")
     parser.add_argument("--who", action="append", help="only this peer; may be given again")
     parser.add_argument("--peers", action="store_true", help="install the peers first")
+    parser.add_argument("--patch", type=Path, help="SQL on top of our schema, measured beside it as 'patched'")
     parser.add_argument("--json", type=Path, default=None, help="where to write; benchmarks/results/<time>.json")
     options = parser.parse_args()
     unknown = set(options.parts) - {*PARTS, "quick"}

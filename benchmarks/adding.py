@@ -25,7 +25,7 @@ async def run(run: Run) -> None:
                 run.rate(PART, "1 000 a call", name, count, clock)
             for fused in (True, False):
                 for name, (arena, [player]) in arenas.items():
-                    if name not in {"blackboard", "bare table"}:
+                    if arena.contestant.language != "own":
                         continue
                     await run.stage.quiet()
                     with arena.clock() as clock:

@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 
+from .peers import OURS
 from .run import Run
 from .stage import Arena, PlayerError
 
@@ -22,7 +23,7 @@ async def run(run: Run) -> None:
     seconds = run.seconds(60)
     for name in CASES:
         for contestant in run.contestants:
-            if contestant.name != "blackboard" and name not in {"alone", "held snapshot"}:
+            if contestant.program != OURS.program and name not in {"alone", "held snapshot"}:
                 continue
             async with run.arenas([contestant]) as arenas:
                 for who, (arena, [player]) in arenas.items():

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -31,6 +31,7 @@ class Contestant:
         language: ``python``, ``node`` or ``own``.
         small: fewer tasks where a full count would take minutes, by case.
         history: keeps a row of what happened.
+        patch: a file of SQL that is run on top of the schema.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Contestant:
     language: str = "python"
     small: dict[str, int] = field(default_factory=dict)
     history: bool = False
+    patch: str = ""
 
     def command(self, url: str) -> list[str]:
         """The program to run."""
@@ -73,6 +75,11 @@ BARE = Contestant(
     "SELECT EXISTS (SELECT FROM bare.jobs WHERE status < 2)",
     language="own",
 )
+def patched(path: Path) -> Contestant:
+    """Ours with other SQL: what a change of a hot function would give, beside what there is."""
+    return replace(OURS, name="patched", patch=str(path.resolve()))
+
+
 PEERS = (
     Contestant(
         "graphile-worker",

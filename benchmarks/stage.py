@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -114,6 +115,8 @@ class Arena:
         self.processes.append(player)
         if first:
             await player.do("setup", **options)
+            if self.contestant.patch:
+                await self.execute(Path(self.contestant.patch).read_text())
         await player.do("open", **options)
         return player
 

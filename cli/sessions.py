@@ -10,7 +10,7 @@ from .board import show_board
 from .commands import command, noun
 from .desk import Desk
 from .output import Column
-from .values import document, loose
+from .values import document, duration, loose
 
 __all__ = ["app"]
 
@@ -100,6 +100,28 @@ def close(
     """Close a session: open tasks are cancelled, open proposals expire, locks are released."""
     value = None if outcome is None else loose(outcome, "outcome")
     desk.out.record(desk.session(name_or_id).close(outcome=value, status=status))
+
+
+@command(app, "configure", example="blackboard session configure INC-1234 --ageing 5m --retention 30d")
+def configure(
+    desk: Desk,
+    *,
+    name_or_id: Which = None,
+    ageing: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Waiting tasks gain a step of priority in each such time; 0 ends it."),
+    ] = None,
+    retention: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="How long `task prune` keeps finished tasks by default; 0 ends it."),
+    ] = None,
+) -> None:
+    """Set how a session treats tasks that wait, and those that have ended."""
+    desk.out.record(
+        desk.session(name_or_id).configure(
+            ageing=duration(ageing, "ageing"), retention=duration(retention, "retention")
+        )
+    )
 
 
 @command(app, "pause", example="blackboard session pause INC-1234")

@@ -204,10 +204,16 @@ def test_every_table_has_been_thought_about(cli: Cli, database_url: str):
         "events",
         "history",
         "pruned_events",
+        "keyed_tasks",
+        "limit_usage",
         "schema_version",
         "proposal_electors",
         "state_history",
         "members",
+        "task_keys",
+        "task_limits",
+        "task_slots",
+        "upkeep",
     }
     with psycopg.connect(database_url) as connection:
         names = {

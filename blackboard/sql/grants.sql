@@ -10,8 +10,8 @@ GRANT INSERT ON
     TO %1$I;
 GRANT INSERT, UPDATE ON
     blackboard.actions, blackboard.agents, blackboard.findings, blackboard.hypotheses,
-    blackboard.hypothesis_assessments, blackboard.hypothesis_evidence, blackboard.leases, blackboard.locks,
-    blackboard.memberships, blackboard.proposals, blackboard.schedules, blackboard.sessions, blackboard.spend,
+    blackboard.hypothesis_assessments, blackboard.hypothesis_evidence, blackboard.leases, blackboard.limits,
+    blackboard.locks, blackboard.memberships, blackboard.pauses, blackboard.proposals, blackboard.schedules, blackboard.sessions, blackboard.spend,
     blackboard.task_dependencies, blackboard.tasks, blackboard.votes, blackboard.agent_sessions,
     blackboard.agent_findings, blackboard.agent_tasks
     TO %1$I;
@@ -19,7 +19,8 @@ GRANT UPDATE ON blackboard.liveness TO %1$I;
 GRANT INSERT, UPDATE, DELETE ON blackboard.lock_waiters, blackboard.requests TO %1$I;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA blackboard TO %1$I;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA blackboard TO %1$I;
-REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz) FROM PUBLIC, %1$I;
+REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
+    blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
 $grants$, CAST(:name AS text)) AS grants;
 
 -- name: reader_grants
@@ -28,5 +29,6 @@ SELECT format($grants$-- Run this as the owner of the schema, and again after an
 -- The role can read the whole board and change nothing.
 GRANT USAGE ON SCHEMA blackboard TO %1$I;
 GRANT SELECT ON ALL TABLES IN SCHEMA blackboard TO %1$I;
-REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz) FROM PUBLIC, %1$I;
+REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
+    blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
 $grants$, CAST(:name AS text)) AS grants;

@@ -57,7 +57,8 @@ BEGIN
     UPDATE blackboard.tasks t
     SET status = x.status, lease_id = NULL, deadline_at = NULL,
         max_attempts = coalesce(x.max_attempts, t.max_attempts),
-        error = x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
+        error = coalesce(x.error, '{"code": "failed", "message": ""}')
+                || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
         run_at = CASE WHEN x.status = 'scheduled'
                       THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
                       ELSE t.run_at END,
@@ -82,14 +83,14 @@ BEGIN
         SELECT x.id, x.claim_id, x.attempt, x.error,
                CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
                          AND t.error -> 'attempt' = to_jsonb(x.attempt)
-                         AND t.error -> 'code' IS NOT DISTINCT FROM x.error -> 'code'
-                    THEN t.status END AS status
+                         AND t.error -> 'code' IS NOT DISTINCT FROM coalesce(x.error -> 'code', '"failed"')
+                    THEN t.status END AS status, t.id IS NOT NULL AS known
         FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
         LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, error)
         SELECT p_session_id, a.id, a.claim_id, a.attempt, p_agent_id, a.error FROM answered a
-        WHERE a.status IS NULL
+        WHERE a.status IS NULL AND a.known
         ON CONFLICT DO NOTHING)
     SELECT a.id, a.status FROM answered a;
 END
@@ -116,9 +117,9 @@ BEGIN
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN x.delay IS NOT NULL THEN 'scheduled'
-                      ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested AND x.delay IS NULL
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
+                      WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 AND x.delay IS NULL
                         THEN nextval('blackboard.task_positions') END,
         run_at = CASE WHEN NOT t.cancel_requested AND x.delay IS NOT NULL THEN v_now + x.delay ELSE t.run_at END,
         completed_at = CASE WHEN t.cancel_requested THEN v_now END,
@@ -192,8 +193,9 @@ BEGIN
           AND (p_before IS NULL OR t.completed_at < p_before)
         ORDER BY t.completed_at, t.id LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
-    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
-        released = t.attempt
+    SET status = CASE WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END,
+        completed_at = NULL, error = NULL, cancel_requested = false, released = t.attempt
     FROM found f WHERE t.session_id = p_session_id AND t.id = f.id
     RETURNING t.id;
 END

@@ -1472,3 +1472,14 @@ BEGIN
     RETURN jsonb_build_object('status', v_task.status, 'reasons', v_reasons);
 END
 $$;
+
+-- What runs as the owner and changes rows is for those who may work on the board, not for all who can connect:
+-- `blackboard db grants` grants it to agents.
+REVOKE EXECUTE ON FUNCTION
+    blackboard.refresh_gated(uuid), blackboard.count_running(uuid, uuid),
+    blackboard.return_held(uuid, text, text, text, text, integer), blackboard.retire_limit(uuid, uuid, integer),
+    blackboard.forget_waiting(uuid, uuid, text), blackboard.gate_tasks(uuid, uuid[], integer, timestamptz),
+    blackboard.pull_held(uuid, text[], integer), blackboard.tend_gates(uuid, timestamptz),
+    blackboard.age_tasks(uuid, interval, timestamptz, integer), blackboard.retire_pause(uuid, uuid, integer),
+    blackboard.unique_tasks(uuid, uuid[], jsonb[])
+    FROM PUBLIC;

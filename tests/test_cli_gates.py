@@ -1,0 +1,75 @@
+"""The commands about what holds tasks back, on a real board."""
+
+from __future__ import annotations
+
+import pytest
+
+from .clitools import Cli
+
+
+@pytest.fixture(name="cli")
+def _cli(database_url: str) -> Cli:
+    return Cli(database_url)
+
+
+@pytest.fixture
+def incident(cli: Cli) -> str:
+    return cli("session", "start", "INC-1234", "--json").json["id"]
+
+
+def test_why(cli: Cli, incident: str):
+    assert incident
+    first = cli("task", "add", "collect", "--json").json["id"]
+    task = cli("task", "add", "report", "--depends-on", first, "--requires-approval", "--json").json["id"]
+    lines = cli("why", task).stdout.splitlines()
+    assert lines[0] == f"Task {task} is awaiting_approval."
+    assert lines[1].startswith("approval: It waits for approval: `blackboard task approve")
+    assert lines[2] == f"dependency: Task {first} (collect) must complete first; it is pending."
+    found = cli("why", task[-8:], "--json").json
+    assert [reason["code"] for reason in found["reasons"]] == ["approval", "dependency"]
+    assert "no task" in cli("why", "00000000-0000-7000-8000-000000000000", code=3).stderr.lower()
+
+
+def test_limits(cli: Cli, incident: str):
+    assert incident
+    assert cli("limit", "list").stderr == "There are no limits.\n"
+    limit = cli("limit", "set", "calls", "--max-running", "3", "--capability", "call", "--json").json
+    assert (limit["kind"], limit["max_running"], limit["capability"]) == ("concurrency", 3, "call")
+    cli("limit", "set", "mails", "--rate", "100", "--period", "1m", "--type", "mail", "--per-key")
+    lines = cli("limit", "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "calls", "mails"]
+    assert "max_running" in cli("limit", "set", "x", code=2).stderr
+    assert cli("limit", "remove", "calls", "--json").json == {"name": "calls", "ready_again": 0}
+    assert "calls" in cli("limit", "remove", "calls", code=3).stderr
+
+
+def test_pause_and_resume(cli: Cli, incident: str):
+    assert incident
+    task = cli("task", "add", "mail", "--json").json["id"]
+    pause = cli("task", "pause", "--type", "mail", "--reason", "relay down", "--as", "ops/a", "--json").json
+    assert (pause["kind"], pause["name"], pause["paused_by"]) == ("type", "mail", "ops/a")
+    assert "relay down" in cli("why", task).stdout
+    assert cli("task", "resume", "--type", "mail", "--json").json == {"ready_again": 1}
+    assert "type" in cli("task", "pause", code=2).stderr
+
+
+def test_add_with_gates(cli: Cli, incident: str):
+    assert incident
+    task = cli(
+        "task", "add", "t", "--unique", "k", "--unique-window", "1h", "--limit-key", "customer 7",
+        "--expires-at", "2099-01-01T00:00:00Z", "--assigned-to", "ops/a", "--fallback", "5m", "--json",
+    ).json  # fmt: skip
+    assert (task["unique_key"], task["limit_key"]) == ("k", "customer 7")
+    assert cli("task", "add", "t", "--unique", "k", "--json").json["id"] == task["id"]
+
+
+def test_prune(cli: Cli, incident: str):
+    assert incident
+    task = cli("task", "add", "t", "--json").json["id"]
+    cli("task", "cancel", task)
+    assert "retention" in cli("task", "prune", code=2).stderr
+    assert cli("task", "prune", "--older-than", "0s", "--dry-run").stderr == "1 tasks would go.\n"
+    configured = cli("session", "configure", "--retention", "30d", "--ageing", "5m", "--json").json
+    assert configured["retention"] and configured["ageing"]
+    assert cli("task", "prune", "--json").json["tasks"] == 0
+    assert cli("task", "prune", "--older-than", "0s", "--status", "cancelled", "--json").json["tasks"] == 1
