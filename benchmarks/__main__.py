@@ -1,8 +1,8 @@
 """``python -m benchmarks``: measures, prints one table, writes JSON. ``make bench`` calls it.
 
-    python -m benchmarks --peers             install the peers first (pip and npm, into a cache of their own)
-    python -m benchmarks drain --quick       one part, small
-    python -m benchmarks                     all of it: about an hour
+python -m benchmarks --peers             install the peers first (pip and npm, into a cache of their own)
+python -m benchmarks drain --quick       one part, small
+python -m benchmarks                     all of it: about an hour
 """
 
 from __future__ import annotations
@@ -51,7 +51,14 @@ async def measure(stage: Stage, options: argparse.Namespace, report: Report) -> 
     connection = await asyncpg.connect(stage.server.url())
     settings = {
         name: await connection.fetchval(f"SHOW {name}")
-        for name in ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size")
+        for name in (
+            "server_version",
+            "fsync",
+            "synchronous_commit",
+            "full_page_writes",
+            "shared_buffers",
+            "max_wal_size",
+        )
     }
     await connection.close()
     return settings

@@ -56,7 +56,7 @@ async def run(run: Run) -> None:
                     await arena.execute("ALTER TABLE blackboard.tasks SET (autovacuum_enabled = off);"
                                         "ALTER TABLE blackboard.events SET (autovacuum_enabled = off)")  # fmt: skip
                 else:
-                    await _warm(run, arena, player)
+                    await _warm(arena, player)
                 if seeded is not None:
                     await seed(arena, seeded[1], seeded[0])
                     await arena.execute("VACUUM ANALYZE blackboard.tasks")
@@ -69,7 +69,7 @@ async def run(run: Run) -> None:
             run.report.add(PART, f"{case}, of plain", OURS.name, value / plain, "")
 
 
-async def _warm(run: Run, arena: Arena, player: PlayerProcess) -> None:
+async def _warm(arena: Arena, player: PlayerProcess) -> None:
     await player.do("fill", n=2000)
     await arena.drain(2000, [player])
     await arena.execute("ANALYZE")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from itertools import pairwise
 from time import monotonic
 from typing import Any
 
@@ -29,7 +30,7 @@ async def run(run: Run) -> None:
                 for who, (arena, [player]) in arenas.items():
                     try:
                         async with _beside(run, arena, name):
-                            rates = await _sustained(run, arena, player, seconds)
+                            rates = await _sustained(run, player, seconds)
                     except PlayerError as error:
                         run.report.fail(f"{PART}: {error}")
                         continue
@@ -40,7 +41,7 @@ async def run(run: Run) -> None:
                     run.report.add(PART, f"{name}: last over first", who, last / first if first else 0.0, "")
 
 
-async def _sustained(run: Run, arena: Arena, player: Any, seconds: float) -> list[float]:
+async def _sustained(run: Run, player: Any, seconds: float) -> list[float]:
     """Tasks handled in each second."""
     await run.stage.quiet()
     await player.do("start", tuned=True)
@@ -53,7 +54,7 @@ async def _sustained(run: Run, arena: Arena, player: Any, seconds: float) -> lis
         await asyncio.sleep(1)
     await player.do("unfeed")
     await player.do("stop")
-    return [(n1 - n0) / (t1 - t0) for (t0, n0), (t1, n1) in zip(counts, counts[1:], strict=False)]
+    return [(n1 - n0) / (t1 - t0) for (t0, n0), (t1, n1) in pairwise(counts)]
 
 
 @contextlib.asynccontextmanager

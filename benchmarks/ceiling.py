@@ -19,22 +19,27 @@ _SCHEMA = """
 CREATE TABLE ceiling_jobs (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, status smallint NOT NULL DEFAULT 0);
 CREATE INDEX ceiling_ready ON ceiling_jobs (id) WHERE status = 0
 """
+# A claim, its ids, and their end.
+_CLAIM_AND_COMPLETE = """
+WITH p AS MATERIALIZED (SELECT id FROM ceiling_jobs WHERE status = 0 ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED), \
+c AS (UPDATE ceiling_jobs j SET status = 1 FROM p WHERE j.id = p.id RETURNING j.id) \
+SELECT array_agg(id) AS ids FROM c \\gset
+UPDATE ceiling_jobs SET status = 2 WHERE id = ANY (':ids'::bigint[]);
+"""
 _SCRIPTS = {
     "commit of one tiny INSERT": ("INSERT INTO ceiling_jobs DEFAULT VALUES;", 1),
-    "claim 100 and complete 100": (
-        "WITH p AS MATERIALIZED (SELECT id FROM ceiling_jobs WHERE status = 0 ORDER BY id LIMIT 100"
-        " FOR UPDATE SKIP LOCKED), c AS (UPDATE ceiling_jobs j SET status = 1 FROM p WHERE j.id = p.id RETURNING j.id)"
-        " SELECT array_agg(id) AS ids FROM c \\gset\n"
-        "UPDATE ceiling_jobs SET status = 2 WHERE id = ANY (:'ids'::bigint[]);",
-        100,
-    ),
+    "claim 100 and complete 100": (_CLAIM_AND_COMPLETE, 100),
     "SELECT 1": ("SELECT 1;", 1),
 }
 
 
+def _program() -> Path:
+    return Path(find_binaries(None, Path(tempfile.gettempdir())).program("pgbench"))
+
+
 async def run(run: Run) -> None:
     """One client and four, prepared statements where they can be."""
-    program = Path(find_binaries(None, Path(tempfile.gettempdir())).program("pgbench"))
+    program = _program()
     if not program.exists():
         run.report.fail(f"{PART}: no pgbench beside the server's programs")
         return

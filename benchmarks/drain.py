@@ -15,7 +15,9 @@ async def run(run: Run) -> None:
         for _ in range(run.rounds):
             for mode, processes in (("tuned", 1), ("default", 1), ("tuned", 2), ("default", 2)):
                 for name, (arena, players) in list(arenas.items()):
-                    if mode == "default" and (name == "bare table" or (processes == 2 and arena.contestant.language != "own")):
+                    if mode == "default" and (
+                        name == "bare table" or (processes == 2 and arena.contestant.language != "own")
+                    ):
                         continue
                     # Of the slow ones a part is enough.
                     count = max(5, n // arena.contestant.small.get(mode, 1))

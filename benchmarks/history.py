@@ -43,13 +43,15 @@ async def _history(run: Run) -> None:
                 with arena.clock() as clock:
                     await player.do("batch", n=batched, size=1000)
                 run.rate(PART, f"history {state}: 1 000 a call", OURS.name, batched, clock)
-            for state, (arena, [player]) in arenas.items():
+            for arena, [player] in arenas.values():
                 await arena.drain(single + batched, [player], tuned=True)
         for what in ("drain", "one a call", "1 000 a call"):
             with_it = run.report.median(PART, f"history on: {what}")
             without = run.report.median(PART, f"history off: {what}")
             if with_it and without:
-                run.report.add(PART, f"history costs, {what}", OURS.name, (1 - with_it / without) * 100, "%", higher=False)
+                run.report.add(
+                    PART, f"history costs, {what}", OURS.name, (1 - with_it / without) * 100, "%", higher=False
+                )
 
 
 async def _hints(run: Run) -> None:
@@ -74,7 +76,10 @@ async def _hints(run: Run) -> None:
                 run.rate(HINTS, case, who, n, clock)
                 for listener in listeners:
                     await listener.close()
-    told, silent = run.report.median(HINTS, "16 adders, 50 listening"), run.report.median(HINTS, "16 adders, nobody told")
+    told, silent = (
+        run.report.median(HINTS, "16 adders, 50 listening"),
+        run.report.median(HINTS, "16 adders, nobody told"),
+    )
     if told and silent:
         run.report.add(HINTS, "wake-ups cost, 50 listening", OURS.name, (1 - told / silent) * 100, "%", higher=False)
 

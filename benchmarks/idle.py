@@ -26,6 +26,8 @@ async def run(run: Run) -> None:
                     await player.do("end_idle")
             case = f"{each * processes} agents in {processes} process{'es' if processes > 1 else ''}"
             for what, used in (("PostgreSQL", clock.server), ("clients", clock.client)):
-                run.report.add(PART, f"{case}, {what}", OURS.name, used / clock.seconds * 100, "% of a core", higher=False)
+                run.report.add(
+                    PART, f"{case}, {what}", OURS.name, used / clock.seconds * 100, "% of a core", higher=False
+                )
             total = (clock.server + clock.client) / clock.seconds * 100
             run.report.add(PART, f"{case}, together", OURS.name, total, "% of a core", higher=False)

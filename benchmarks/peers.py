@@ -31,7 +31,7 @@ class Contestant:
         language: ``python``, ``node`` or ``own``.
         small: fewer tasks where a full count would take minutes, by case.
         history: keeps a row of what happened.
-        patch: a file of SQL that is run on top of the schema.
+        patch: SQL that is run on top of the schema.
     """
 
     name: str
@@ -75,9 +75,11 @@ BARE = Contestant(
     "SELECT EXISTS (SELECT FROM bare.jobs WHERE status < 2)",
     language="own",
 )
+
+
 def patched(path: Path) -> Contestant:
     """Ours with other SQL: what a change of a hot function would give, beside what there is."""
-    return replace(OURS, name="patched", patch=str(path.resolve()))
+    return replace(OURS, name="patched", patch=path.read_text())
 
 
 PEERS = (
@@ -165,10 +167,13 @@ def versions() -> dict[str, str]:
         ran = subprocess.run([PYTHON, "-c", code], check=False, capture_output=True, text=True)
         found.update(line.split() for line in ran.stdout.splitlines())
     if NODE_MODULES.exists():
-        code = "for (const n of ['graphile-worker', 'pg-boss']) try { console.log(n, require(n + '/package.json').version) } catch {}"
-        ran = subprocess.run(
-            [node(), "-e", code], check=False, capture_output=True, text=True, cwd=NODE_MODULES.parent
+        code = (
+            "for (const n of ['graphile-worker', 'pg-boss'])"
+            " try { console.log(n, require(n + '/package.json').version) } catch {}"
         )
+        ran = subprocess.run([node(), "-e", code], check=False, capture_output=True, text=True, cwd=NODE_MODULES.parent)
         found.update(line.split() for line in ran.stdout.splitlines())
-        found["node"] = subprocess.run([node(), "--version"], check=False, capture_output=True, text=True).stdout.strip()
+        found["node"] = subprocess.run(
+            [node(), "--version"], check=False, capture_output=True, text=True
+        ).stdout.strip()
     return found

@@ -34,7 +34,8 @@ ABLATIONS: dict[str, str] = {
     "without index tasks_leased": "DROP INDEX blackboard.tasks_leased",
 }
 _ADD = """
-SELECT blackboard.add_tasks($1, $2, $3::text[], $4::text[], $5::smallint[], $6::text[]::jsonb[], $7::text[]::jsonb[], 'bench')
+SELECT blackboard.add_tasks($1, $2, $3::text[], $4::text[], $5::smallint[], $6::text[]::jsonb[],
+                            $7::text[]::jsonb[], 'bench')
 """
 _CLAIM = "SELECT id, attempt FROM blackboard.claim_tasks($1, 'bench', '{}', $2, $3, $4)"
 _COMPLETE = "SELECT blackboard.complete_tasks($1, $2, $3, $4, $5::text[]::jsonb[], 'bench')"

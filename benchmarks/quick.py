@@ -77,7 +77,8 @@ async def agents(url: str) -> None:
     """Memory of a process with one idle agent, and with 500."""
     for count, target in ((1, "< 80"), (500, "< 300")):
         code = (
-            "import asyncio, re, sys\nfrom pathlib import Path\nfrom datetime import timedelta\nfrom blackboard import Blackboard\n"
+            "import asyncio, re, sys\nfrom pathlib import Path\nfrom datetime import timedelta\n"
+            "from blackboard import Blackboard\n"
             "async def main():\n async with Blackboard.open(sys.argv[1]) as board:\n"
             "  session = await board.start(f'agents-{sys.argv[2]}')\n"
             "  agents = [await session.join(f'a/{n}') for n in range(int(sys.argv[2]))]\n"

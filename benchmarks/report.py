@@ -98,10 +98,11 @@ class Report:
                 lines.append(f"| **{name}** | | | | |")
             rows.sort(key=lambda row: (row.who != OURS, row.who not in CEILING, row.median * (-1 if row.higher else 1)))
             ours = next((row for row in rows if row.who == OURS), None)
+            shown = case
             for row in rows:
                 label = row.who + (f" ({row.note})" if row.note else "")
-                lines.append(f"| {case} | {label} | {row.text()} | {row.unit} | {_ratio(ours, row)} |")
-                case = ""
+                lines.append(f"| {shown} | {label} | {row.text()} | {row.unit} | {_ratio(ours, row)} |")
+                shown = ""
         if self.failures:
             lines += ["", "Not measured: " + "; ".join(self.failures)]
         return "\n".join(lines)
@@ -120,8 +121,11 @@ def _ratio(ours: Series | None, row: Series) -> str:
         return ""
     if row.higher:
         return f"x {ours.median / row.median:.2f}"
-    return f"x {row.median / ours.median:.2f} better" if row.median >= ours.median else (
-        f"x {ours.median / row.median:.2f} worse")
+    return (
+        f"x {row.median / ours.median:.2f} better"
+        if row.median >= ours.median
+        else (f"x {ours.median / row.median:.2f} worse")
+    )
 
 
 def number(value: float) -> str:

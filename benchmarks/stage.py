@@ -8,7 +8,6 @@ import json
 import os
 import signal
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -116,7 +115,7 @@ class Arena:
         if first:
             await player.do("setup", **options)
             if self.contestant.patch:
-                await self.execute(Path(self.contestant.patch).read_text())
+                await self.execute(self.contestant.patch)
         await player.do("open", **options)
         return player
 
@@ -132,7 +131,7 @@ class Arena:
         """Every task is done, and that is committed."""
         if self._watch is None:
             self._watch = await asyncpg.connect(self.url)
-        while await self._watch.fetchval(self.contestant.unfinished):
+        while await self._watch.fetchval(self.contestant.unfinished):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.003)
 
     def clock(self, *players: PlayerProcess) -> Clock:

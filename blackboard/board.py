@@ -354,7 +354,7 @@ class Session:
         return Agent(scope, record, self)
 
     async def board(self, *, limit: int = 100) -> Picture:
-        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, flows, proposals, actions.
+        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, proposals, actions.
 
         Args:
             limit: most items of each kind, newest or strongest first; the counts are of all.

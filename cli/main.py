@@ -35,6 +35,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "events": ("events", "Read or follow what happens in a session."),
     "history": ("history", "Show who changed what, from which value to which, when."),
     "swarm": ("swarm", "Run a swarm of agents that a file describes."),
+    "bench": ("bench", "Measure how fast the board is on a server of yours."),
     "server": ("server", "The embedded PostgreSQL server."),
     "db": ("database", "The database's schema: migrate it, check it, grant access to it."),
 }

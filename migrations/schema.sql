@@ -320,6 +320,7 @@ $$;
 CREATE FUNCTION blackboard.add_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
     LANGUAGE plpgsql
     SET xmloption TO 'document'
+    SET enable_seqscan TO 'off'
     AS $$
 DECLARE
     v_base integer;
@@ -636,6 +637,9 @@ CREATE FUNCTION blackboard.age_tasks(p_session_id uuid, p_step interval, p_now t
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_capability text;
@@ -680,7 +684,7 @@ BEGIN
           FROM (SELECT w.id, coalesce(w.aged_at, w.created_at) AS since FROM blackboard.tasks w
                 WHERE w.session_id = p_session_id AND w.status = 'held' AND w.priority < 10
                   AND w.held ->> 'code' = 'limit' AND coalesce(w.aged_at, w.created_at) <= p_now - p_step
-                ORDER BY coalesce(w.aged_at, w.created_at) LIMIT p_limit FOR UPDATE SKIP LOCKED) h) s
+                LIMIT p_limit FOR UPDATE SKIP LOCKED) h) s
     WHERE t.session_id = p_session_id AND t.id = s.id;
     GET DIAGNOSTICS v_got = ROW_COUNT;
     RETURN v_aged + v_got;
@@ -1246,6 +1250,15 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.capability_paused(p_session_id uuid, p_capability text) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.kind = 'capability'
+                     AND p.name = p_capability AND p.resumed_at IS NULL);
+END
+$$;
+
 CREATE FUNCTION blackboard.changed(p_old jsonb, p_new jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1322,6 +1335,7 @@ $$;
 
 CREATE FUNCTION blackboard.check_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
     LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
     AS $$
 DECLARE
     v_row record;
@@ -1335,7 +1349,7 @@ BEGIN
     SELECT s.name, s.join_need, count(e.depends_on) AS edges INTO v_row
     FROM blackboard.flow_stages s
     LEFT JOIN blackboard.flow_edges e ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.join_need IS NOT NULL
     GROUP BY s.name, s.join_need, s.ordinal HAVING s.join_need > count(e.depends_on) ORDER BY s.ordinal LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('Stage %L joins on %s successes and has %s dependencies.',
@@ -1354,7 +1368,7 @@ BEGIN
     SELECT s.name INTO v_row FROM blackboard.flow_stages s
     JOIN blackboard.flow_stages o ON o.session_id = s.session_id AND o.flow_id = s.flow_id AND o.name = s.output
                                  AND o.name <> s.name
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id ORDER BY s.ordinal LIMIT 1;
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.output IS NOT NULL ORDER BY s.ordinal LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('The output of stage %L has the name of another stage.', v_row.name),
                                  jsonb_build_object('field', 'output', 'stage', v_row.name));
@@ -1363,9 +1377,14 @@ BEGIN
     FROM blackboard.flow_stages s
     CROSS JOIN LATERAL jsonb_each(s.bindings) b
     CROSS JOIN LATERAL blackboard.flow_binding(b.value #>> '{}') x
-    LEFT JOIN blackboard.flow_stages p ON p.session_id = s.session_id AND p.flow_id = s.flow_id
-                                      AND x.source IN (p.name, p.output)
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND x.source IS DISTINCT FROM 'inputs'
+    LEFT JOIN LATERAL (
+        SELECT p.name FROM blackboard.flow_stages p
+        WHERE p.session_id = s.session_id AND p.flow_id = s.flow_id AND p.name = x.source
+        UNION ALL
+        SELECT p.name FROM blackboard.flow_stages p
+        WHERE p.session_id = s.session_id AND p.flow_id = s.flow_id AND p.output = x.source LIMIT 1) p ON true
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.bindings <> '{}'
+      AND x.source IS DISTINCT FROM 'inputs'
       AND (p.name IS NULL OR NOT blackboard.flow_precedes(p_session_id, p_flow_id, p.name, s.name))
     ORDER BY s.ordinal, b.key LIMIT 1;
     IF FOUND THEN
@@ -1454,46 +1473,17 @@ DECLARE
     v_paused text[];
     v_busy uuid[] := '{}';
     v_ids uuid[];
-    v_more uuid[];
-    v_below smallint;
-    v_priority smallint;
-    v_capability text;
     v_gate record;
     v_pulled boolean := false;
 BEGIN
     PERFORM blackboard.tend_gates(p_session_id, p_now);
     SELECT coalesce(array_agg(p.name), '{}') INTO v_paused FROM blackboard.pauses p
     WHERE p.session_id = p_session_id AND p.kind = 'capability' AND p.resumed_at IS NULL;
-    SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities FROM unnest(p_capabilities || ''::text) c (name)
+    SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities
+    FROM unnest(p_capabilities || ''::text) c (name)
     WHERE c.name <> ALL (v_paused);
     WHILE v_left > 0 AND v_looked < 2000 LOOP
-        SELECT array_agg(x.id) INTO v_ids FROM (
-            SELECT t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-              AND t.capability <> ALL (v_paused) AND t.id <> ALL (v_busy)
-              AND (t.expires_at IS NULL OR t.expires_at > p_now)
-            ORDER BY t.priority DESC, t.position LIMIT v_batch FOR UPDATE SKIP LOCKED) x;
-        v_below := 11;
-        WHILE coalesce(cardinality(v_ids), 0) < v_batch LOOP
-            SELECT max(h.priority) INTO v_priority
-            FROM unnest(v_capabilities) c (capability),
-                 LATERAL (SELECT t.priority FROM blackboard.tasks t
-                          WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
-                            AND t.priority < v_below
-                          ORDER BY t.priority DESC LIMIT 1) h;
-            EXIT WHEN v_priority IS NULL;
-            FOREACH v_capability IN ARRAY v_capabilities LOOP
-                SELECT array_agg(x.id) INTO v_more FROM (
-                    SELECT t.id FROM blackboard.tasks t
-                    WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                      AND t.status = 'pending' AND t.id <> ALL (v_busy)
-                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
-                    ORDER BY t.position LIMIT v_batch - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
-                v_ids := v_ids || v_more;
-                EXIT WHEN cardinality(v_ids) >= v_batch;
-            END LOOP;
-            v_below := v_priority;
-        END LOOP;
+        v_ids := blackboard.pick_ready(p_session_id, p_agent_id, v_capabilities, v_paused, v_busy, v_batch, p_now);
         IF v_ids IS NULL THEN
             -- Nothing is ready: is there something held whose slot was freed for a task that nobody came for?
             EXIT WHEN v_pulled OR NOT blackboard.pull_held(p_session_id, v_capabilities, v_left);
@@ -1505,8 +1495,8 @@ BEGIN
         WITH claimed AS (
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-                lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now, deadline_at = p_now + t.timeout,
-                progress = NULL, limited = true
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_gate.at,
+                deadline_at = v_gate.at + t.timeout, progress = NULL, limited = true
             FROM unnest(v_gate.admitted) a (id) WHERE t.session_id = p_session_id AND t.id = a.id
             RETURNING t.*)
         SELECT c.* FROM claimed c ORDER BY array_position(v_gate.admitted, c.id);
@@ -1543,8 +1533,11 @@ BEGIN
         RETURN;
     END IF;
     PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
-    IF v_gated AND NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
-        RETURN;
+    IF v_gated THEN
+        IF NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+            RETURN;
+        END IF;
+        v_now := blackboard.now();
     END IF;
     RETURN QUERY
     WITH picked AS MATERIALIZED (
@@ -1789,7 +1782,7 @@ CREATE FUNCTION blackboard.complete_action(p_session_id uuid, p_id uuid, p_agent
 
 CREATE FUNCTION blackboard.complete_and_claim(p_session_id uuid, p_id uuid, p_claim_id uuid, p_attempt integer, p_result jsonb, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_next_claim_id uuid, p_limit integer) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     AS $$
 BEGIN
     PERFORM blackboard.complete_tasks(p_session_id, ARRAY[p_id], ARRAY[p_claim_id], ARRAY[p_attempt],
@@ -2007,9 +2000,9 @@ BEGIN
         PERFORM blackboard.settle_flow(
             p_session_id, p_id, '{}', array(SELECT s.name FROM blackboard.flow_stages s
                                             WHERE s.session_id = p_session_id AND s.flow_id = p_id
-                                              AND NOT EXISTS (SELECT FROM blackboard.flow_edges e
-                                                              WHERE e.session_id = p_session_id AND e.flow_id = p_id
-                                                                AND e.stage = s.name)));
+                                            EXCEPT
+                                            SELECT e.stage FROM blackboard.flow_edges e
+                                            WHERE e.session_id = p_session_id AND e.flow_id = p_id));
     END IF;
     SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
     IF v_flow.digest <> v_digest THEN
@@ -2339,10 +2332,11 @@ $$;
 CREATE FUNCTION blackboard.expertise(p_agent_id text, p_category text) RETURNS double precision
     LANGUAGE sql STABLE
     AS $$
-    -- 0.5 for what nobody declared: neither trusted blindly nor ignored. Rounded first, because a number may be too
-    -- small for a double, which is an error and not 0.
-    SELECT coalesce((SELECT round((a.expertise ->> p_category)::numeric, 15)::double precision
-                     FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5)
+    -- 0.5 for what nobody declared: neither trusted blindly nor ignored. What is too small for a double is nothing.
+    SELECT coalesce((SELECT CASE WHEN w.weight < 1e-300 THEN 0 ELSE w.weight::double precision END
+                     FROM blackboard.agents a
+                     CROSS JOIN LATERAL (SELECT (a.expertise ->> p_category)::numeric AS weight) w
+                     WHERE a.id = p_agent_id AND w.weight IS NOT NULL), 0.5)
 $$;
 
 CREATE FUNCTION blackboard.expire_reservations(p_session_id uuid, p_limit integer DEFAULT 200) RETURNS integer
@@ -2406,7 +2400,7 @@ $$;
 
 CREATE FUNCTION blackboard.fail_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_errors jsonb[], p_outcomes text[], p_delays interval[], p_max_attempts integer[], p_agent_id text) RETURNS TABLE(id uuid, status text)
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -2426,7 +2420,8 @@ BEGIN
     UPDATE blackboard.tasks t
     SET status = x.status, lease_id = NULL, deadline_at = NULL,
         max_attempts = coalesce(x.max_attempts, t.max_attempts),
-        error = x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
+        error = coalesce(x.error, '{"code": "failed", "message": ""}')
+                || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
         run_at = CASE WHEN x.status = 'scheduled'
                       THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
                       ELSE t.run_at END,
@@ -2451,14 +2446,14 @@ BEGIN
         SELECT x.id, x.claim_id, x.attempt, x.error,
                CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
                          AND t.error -> 'attempt' = to_jsonb(x.attempt)
-                         AND t.error -> 'code' IS NOT DISTINCT FROM x.error -> 'code'
-                    THEN t.status END AS status
+                         AND t.error -> 'code' IS NOT DISTINCT FROM coalesce(x.error -> 'code', '"failed"')
+                    THEN t.status END AS status, t.id IS NOT NULL AS known
         FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
         LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, error)
         SELECT p_session_id, a.id, a.claim_id, a.attempt, p_agent_id, a.error FROM answered a
-        WHERE a.status IS NULL
+        WHERE a.status IS NULL AND a.known
         ON CONFLICT DO NOTHING)
     SELECT a.id, a.status FROM answered a;
 END
@@ -2525,6 +2520,11 @@ $$;
 CREATE FUNCTION blackboard.finish_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -2645,6 +2645,8 @@ $$;
 
 CREATE FUNCTION blackboard.flow_order(p_names text[], p_stages text[], p_depends_on text[]) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
     AS $$
 DECLARE
     v_size integer := cardinality(p_names);
@@ -2770,6 +2772,9 @@ CREATE FUNCTION blackboard.forget_waiting(p_session_id uuid, p_limit_id uuid, p_
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 BEGIN
     UPDATE blackboard.limit_usage u SET waiting = false
@@ -2781,32 +2786,25 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.free_slots() RETURNS trigger
+CREATE FUNCTION blackboard.free_slots(p_session_ids uuid[], p_ids uuid[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET enable_nestloop TO 'off'
-    SET enable_hashjoin TO 'on'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_freed record;
-    v_gone uuid[];
 BEGIN
-    PERFORM 1 FROM blackboard.task_slots s WHERE s.session_id = OLD.session_id AND s.task_id = OLD.id;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
     FOR v_freed IN
-        WITH gone AS MATERIALIZED (
-            SELECT o.session_id, o.id FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
-            WHERE o.limited AND o.status = 'running' AND n.status <> 'running'
-        ), freed AS (
-            DELETE FROM blackboard.task_slots s USING gone g WHERE s.session_id = g.session_id AND s.task_id = g.id
+        WITH freed AS (
+            DELETE FROM blackboard.task_slots s USING unnest(p_session_ids, p_ids) g (session_id, id)
+            WHERE s.session_id = g.session_id AND s.task_id = g.id
             RETURNING s.session_id, s.limit_id, s.key)
         SELECT session_id, limit_id, key, count(*)::integer AS slots FROM freed GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     LOOP
         PERFORM blackboard.give_slots_back(v_freed.session_id, v_freed.limit_id, v_freed.key, v_freed.slots);
     END LOOP;
-    RETURN NULL;
 END
 $$;
 
@@ -2814,23 +2812,14 @@ CREATE FUNCTION blackboard.free_slots_of_deleted() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-DECLARE
-    v_freed record;
 BEGIN
-    FOR v_freed IN
-        WITH freed AS (
-            DELETE FROM blackboard.task_slots s USING old_rows o
-            WHERE o.limited AND o.status = 'running' AND s.session_id = o.session_id AND s.task_id = o.id
-            RETURNING s.session_id, s.limit_id, s.key)
-        SELECT session_id, limit_id, key, count(*)::integer AS slots FROM freed GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-    LOOP
-        PERFORM blackboard.give_slots_back(v_freed.session_id, v_freed.limit_id, v_freed.key, v_freed.slots);
-    END LOOP;
+    PERFORM blackboard.free_slots(array_agg(o.session_id), array_agg(o.id)) FROM old_rows o
+    WHERE o.limited AND o.status = 'running' HAVING count(*) > 0;
     RETURN NULL;
 END
 $$;
 
-CREATE FUNCTION blackboard.gate_tasks(p_session_id uuid, p_ids uuid[], p_max integer, p_now timestamp with time zone, OUT admitted uuid[], OUT busy uuid[], OUT moved integer) RETURNS record
+CREATE FUNCTION blackboard.gate_tasks(p_session_id uuid, p_ids uuid[], p_max integer, p_now timestamp with time zone, OUT admitted uuid[], OUT busy uuid[], OUT moved integer, OUT at timestamp with time zone) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -2868,6 +2857,7 @@ BEGIN
     admitted := '{}';
     busy := '{}';
     moved := 0;
+    at := p_now;
     -- The lock lets a pause end only after what it held can be seen.
     SELECT array_agg(x.name) INTO v_paused FROM (
         SELECT p.name FROM blackboard.pauses p
@@ -2931,6 +2921,7 @@ BEGIN
     END IF;
 
     -- Read after they were locked: in another statement, hence as they are now.
+    at := greatest(p_now, blackboard.now());
     v_taken := array_fill(0, ARRAY[cardinality(v_limits)]);
     v_waits := array_fill(false, ARRAY[cardinality(v_limits)]);
     v_free := array_fill(NULL::integer, ARRAY[cardinality(v_limits)]);
@@ -2952,7 +2943,7 @@ BEGIN
         IF v_counter.kind = 'concurrency' THEN
             v_free[v_i] := v_counter.max_running - v_counter.running;
         ELSE
-            v_passed := greatest(floor(extract(epoch FROM p_now - v_counter.window_started_at)
+            v_passed := greatest(floor(extract(epoch FROM at - v_counter.window_started_at)
                                        / extract(epoch FROM v_counter.rate_period))::bigint, 0);
             v_is_rate[v_i] := true;
             v_counts[v_i] := v_counter.rate_count;
@@ -3651,15 +3642,18 @@ $$;
 CREATE FUNCTION blackboard.history_flow_edges() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
     AS $$
 BEGIN
     INSERT INTO blackboard.events (session_id, type, subject_id, data)
     SELECT c.session_id, 'flow.stage_wired', c.flow_id,
-           jsonb_build_object('stage', c.stage, 'after', coalesce((
-               SELECT jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
-               FROM blackboard.flow_edges e
-               WHERE e.session_id = c.session_id AND e.flow_id = c.flow_id AND e.stage = c.stage), '[]'))
+           jsonb_build_object('stage', c.stage, 'after', coalesce(
+               jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
+                   FILTER (WHERE e.depends_on IS NOT NULL), '[]'))
     FROM (SELECT DISTINCT session_id, flow_id, stage FROM changed_rows) c
+    LEFT JOIN blackboard.flow_edges e USING (session_id, flow_id, stage)
+    GROUP BY c.session_id, c.flow_id, c.stage
     ORDER BY c.stage;
     RETURN NULL;
 END
@@ -3668,6 +3662,8 @@ $$;
 CREATE FUNCTION blackboard.history_flow_stages() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
     AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -3732,6 +3728,8 @@ $$;
 CREATE FUNCTION blackboard.history_flows_update() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
     AS $$
 BEGIN
     INSERT INTO blackboard.events (session_id, type, subject_id, data)
@@ -4409,7 +4407,7 @@ BEGIN
         FROM new_rows n;
         PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
         RETURN NULL;
-    ELSIF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants)
+    ELSIF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants OR n.limited)
        AND NOT EXISTS (SELECT FROM old_rows o WHERE o.status <> 'running') THEN
         INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
         SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.completed_at, v_actor, 'task.completed', n.id,
@@ -4479,6 +4477,12 @@ BEGIN
               FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
               WHERE n.has_dependants AND n.completed_at IS NOT NULL AND n.status <> o.status
               GROUP BY 1, 2) f;
+    END IF;
+    -- Last, because it locks the counters of limits: whoever has those never waits for a task.
+    IF EXISTS (SELECT FROM old_rows o WHERE o.limited AND o.status = 'running') THEN
+        PERFORM blackboard.free_slots(array_agg(o.session_id), array_agg(o.id))
+        FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
+        WHERE o.limited AND o.status = 'running' AND n.status <> 'running' HAVING count(*) > 0;
     END IF;
     PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
     RETURN NULL;
@@ -5020,9 +5024,12 @@ BEGIN
                EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
                            LATERAL (SELECT FROM blackboard.tasks t
                                     WHERE t.session_id = s.id AND t.capability = c.capability
-                                      AND t.status = 'pending' LIMIT 1) p)
+                                      AND t.status = 'pending' LIMIT 1) p
+                       WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
                OR EXISTS (SELECT FROM blackboard.tasks t
-                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')),
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+               -- A slot is free, and tasks are held that it was not given to.
+               OR (s.gated AND blackboard.slots_left(s.id))),
            CASE WHEN s.status = 'active'
                 THEN (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
                       WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1) END
@@ -5033,6 +5040,11 @@ $$;
 CREATE FUNCTION blackboard.loop_stage(p_session_id uuid, p_flow_id uuid, p_name text, p_quality double precision) RETURNS text[]
     LANGUAGE plpgsql
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_stage blackboard.flow_stages;
@@ -5077,6 +5089,11 @@ $$;
 CREATE FUNCTION blackboard.make_stage_tasks(p_session_id uuid, p_flow_id uuid, p_stages text[], p_feedback jsonb) RETURNS void
     LANGUAGE plpgsql
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_ids uuid[];
@@ -5392,6 +5409,98 @@ BEGIN
         WHERE p.resumed_at IS NOT NULL;
     RETURN QUERY SELECT p.* FROM blackboard.pauses p
                  WHERE p.session_id = p_session_id AND p.kind = p_kind AND p.name = p_name;
+END
+$$;
+
+CREATE FUNCTION blackboard.pick_held(p_session_id uuid, p_code text, p_of text, p_key text, p_capability text, p_limit integer) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_ids uuid[];
+BEGIN
+    BEGIN
+        -- The first of each capability, and of these the first.
+        WITH RECURSIVE capabilities (name) AS (
+            SELECT p_capability WHERE p_capability IS NOT NULL
+            UNION ALL
+            (SELECT t.capability FROM blackboard.tasks t
+             WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+               AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
+               AND p_capability IS NULL
+             ORDER BY t.capability LIMIT 1)
+            UNION ALL
+            SELECT (SELECT t.capability FROM blackboard.tasks t
+                    WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+                      AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of
+                      AND coalesce(t.held ->> 'key', '') = p_key AND t.capability > c.name
+                    ORDER BY t.capability LIMIT 1)
+            FROM capabilities c WHERE c.name IS NOT NULL AND p_capability IS NULL)
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT f.id
+            FROM capabilities c,
+                 LATERAL (SELECT t.id, t.priority, (t.held ->> 'position')::bigint AS position FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+                            AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of
+                            AND coalesce(t.held ->> 'key', '') = p_key AND t.capability = c.name
+                          ORDER BY t.priority DESC, (t.held ->> 'position')::bigint
+                          LIMIT p_limit FOR UPDATE SKIP LOCKED) f
+            ORDER BY f.priority DESC, f.position LIMIT p_limit) x;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    RETURN v_ids;
+END
+$$;
+
+CREATE FUNCTION blackboard.pick_ready(p_session_id uuid, p_agent_id text, p_capabilities text[], p_paused text[], p_busy uuid[], p_limit integer, p_now timestamp with time zone) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    AS $$
+DECLARE
+    v_ids uuid[];
+    v_more uuid[];
+    v_below smallint;
+    v_priority smallint;
+    v_capability text;
+BEGIN
+    BEGIN
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND t.capability <> ALL (p_paused) AND t.id <> ALL (p_busy)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now)
+            ORDER BY t.priority DESC, t.position LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
+        v_below := 11;
+        WHILE coalesce(cardinality(v_ids), 0) < p_limit LOOP
+            SELECT max(h.priority) INTO v_priority
+            FROM unnest(p_capabilities) c (capability),
+                 LATERAL (SELECT t.priority FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                            AND t.priority < v_below
+                          ORDER BY t.priority DESC LIMIT 1) h;
+            EXIT WHEN v_priority IS NULL;
+            FOREACH v_capability IN ARRAY p_capabilities LOOP
+                SELECT array_agg(x.id) INTO v_more FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                      AND t.status = 'pending' AND t.id <> ALL (p_busy)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                    ORDER BY t.position LIMIT p_limit - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
+                v_ids := v_ids || v_more;
+                EXIT WHEN cardinality(v_ids) >= p_limit;
+            END LOOP;
+            v_below := v_priority;
+        END LOOP;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    RETURN v_ids;
 END
 $$;
 
@@ -5825,7 +5934,11 @@ BEGIN
     DELETE FROM blackboard.task_dependencies d
     WHERE d.session_id = p_session_id AND (d.depends_on_id = ANY (v_ids) OR d.task_id = ANY (v_ids));
     DELETE FROM blackboard.late_results r WHERE r.session_id = p_session_id AND r.task_id = ANY (v_ids);
-    DELETE FROM blackboard.task_keys k WHERE k.session_id = p_session_id AND k.task_id = ANY (v_ids);
+    WITH gone AS (
+        DELETE FROM blackboard.keyed_tasks k WHERE k.session_id = p_session_id AND k.task_id = ANY (v_ids)
+        RETURNING k.key, k.task_id)
+    DELETE FROM blackboard.task_keys k USING gone g
+    WHERE k.session_id = p_session_id AND k.key = g.key AND k.task_id = g.task_id;
     DELETE FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
     pruned := coalesce(cardinality(v_ids), 0);
     DELETE FROM blackboard.limit_usage u
@@ -6105,8 +6218,9 @@ BEGIN
           AND (p_before IS NULL OR t.completed_at < p_before)
         ORDER BY t.completed_at, t.id LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
-    SET status = 'pending', position = nextval('blackboard.task_positions'), completed_at = NULL, error = NULL,
-        released = t.attempt
+    SET status = CASE WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END,
+        completed_at = NULL, error = NULL, cancel_requested = false, released = t.attempt
     FROM found f WHERE t.session_id = p_session_id AND t.id = f.id
     RETURNING t.id;
 END
@@ -6332,7 +6446,7 @@ $$;
 
 CREATE FUNCTION blackboard.release_budget(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.spend
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     AS $$
 DECLARE
     v_statuses text[];
@@ -6373,22 +6487,29 @@ $$;
 
 CREATE FUNCTION blackboard.release_stages(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS void
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 BEGIN
+    WITH n AS MATERIALIZED (
+        SELECT w.*, nextval('blackboard.task_positions') AS position
+        FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name, o.status = 'blocked' AND f.status = 'paused' AS paused,
+                     CASE WHEN o.status <> 'blocked' THEN o.status
+                          WHEN f.status = 'paused' THEN 'held'
+                          ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
+              FROM blackboard.flow_stages s
+              JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
+              JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
+              WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+                AND o.completed_at IS NULL
+              ORDER BY s.ordinal) w)
     UPDATE blackboard.tasks t
-    SET blockers = 0, status = n.status,
-        position = CASE WHEN n.status IN ('pending', 'assigned') THEN nextval('blackboard.task_positions') END,
+    SET blockers = 0, status = n.status, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END,
         held = CASE WHEN n.paused THEN blackboard.held_by_flow(n.flow_id, n.flow_name, NULL) ELSE t.held END
-    FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name, o.status = 'blocked' AND f.status = 'paused' AS paused,
-                 CASE WHEN o.status <> 'blocked' THEN o.status
-                      WHEN f.status = 'paused' THEN 'held'
-                      ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
-          FROM blackboard.flow_stages s
-          JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
-          JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
-          WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-            AND o.completed_at IS NULL
-          ORDER BY s.ordinal) n
+    FROM n
     WHERE t.session_id = p_session_id AND t.id = n.id;
 END
 $$;
@@ -6414,7 +6535,7 @@ $$;
 
 CREATE FUNCTION blackboard.release_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_delays interval[], p_errors jsonb[], p_agent_id text) RETURNS TABLE(id uuid, status text)
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -6430,9 +6551,9 @@ BEGIN
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
     UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN x.delay IS NOT NULL THEN 'scheduled'
-                      ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested AND x.delay IS NULL
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
+                      WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 AND x.delay IS NULL
                         THEN nextval('blackboard.task_positions') END,
         run_at = CASE WHEN NOT t.cancel_requested AND x.delay IS NOT NULL THEN v_now + x.delay ELSE t.run_at END,
         completed_at = CASE WHEN t.cancel_requested THEN v_now END,
@@ -6643,7 +6764,7 @@ $$;
 
 CREATE FUNCTION blackboard.reserve_budget(p_session_id uuid, p_id uuid, p_agent_id text, p_task_id uuid, p_units text[], p_amounts numeric[], p_currency text, p_model text, p_note text, p_lease_id uuid) RETURNS SETOF blackboard.spend
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     AS $$
 DECLARE
     v_added integer := 0;
@@ -6700,15 +6821,17 @@ BEGIN
           AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
                        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
         ORDER BY t.id FOR UPDATE;
+        WITH n AS MATERIALIZED (
+            SELECT o.id, o.status, nextval('blackboard.task_positions') AS position
+            FROM (SELECT h.id, blackboard.next_status(h) AS status
+                  FROM blackboard.flow_stages s
+                  JOIN blackboard.tasks h ON h.session_id = s.session_id AND h.id = s.task_id
+                  WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready'
+                    AND h.status = 'held' AND h.held ->> 'code' = 'flow_paused'
+                  ORDER BY (h.held ->> 'position')::bigint, s.ordinal) o)
         UPDATE blackboard.tasks t
         SET status = n.status, held = NULL, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
-        FROM (SELECT o.id, o.status, nextval('blackboard.task_positions') AS position
-              FROM (SELECT h.id, blackboard.next_status(h) AS status
-                    FROM blackboard.flow_stages s
-                    JOIN blackboard.tasks h ON h.session_id = s.session_id AND h.id = s.task_id
-                    WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready'
-                      AND h.status = 'held' AND h.held ->> 'code' = 'flow_paused'
-                    ORDER BY (h.held ->> 'position')::bigint, s.ordinal) o) n
+        FROM n
         WHERE t.session_id = p_session_id AND t.id = n.id AND t.status = 'held';
     END IF;
     RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
@@ -6868,6 +6991,9 @@ CREATE FUNCTION blackboard.return_held(p_session_id uuid, p_code text, p_of text
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_ids uuid[];
@@ -6876,20 +7002,7 @@ BEGIN
     IF p_limit <= 0 THEN
         RETURN 0;
     END IF;
-    IF p_capability IS NULL THEN
-        SELECT array_agg(x.id) INTO v_ids FROM (
-            SELECT t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
-              AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
-            ORDER BY t.priority DESC, (t.held ->> 'position')::bigint LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
-    ELSE
-        SELECT array_agg(x.id) INTO v_ids FROM (
-            SELECT t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
-              AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
-              AND t.capability = p_capability
-            ORDER BY t.priority DESC, (t.held ->> 'position')::bigint LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
-    END IF;
+    v_ids := blackboard.pick_held(p_session_id, p_code, p_of, p_key, p_capability, p_limit);
     UPDATE blackboard.tasks t
     SET status = n.status, held = NULL,
         position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
@@ -7086,7 +7199,7 @@ $$;
 
 CREATE FUNCTION blackboard.settle_budget(p_session_id uuid, p_id uuid, p_units text[], p_amounts numeric[], p_currency text, p_model text, p_note text, p_actor text) RETURNS SETOF blackboard.spend
     LANGUAGE plpgsql
-    SET "blackboard.notify" TO 'off'
+    SET xmlbinary TO 'hex'
     AS $$
 DECLARE
     v_statuses text[];
@@ -7191,6 +7304,11 @@ $$;
 CREATE FUNCTION blackboard.settle_flow(p_session_id uuid, p_flow_id uuid, p_tasks uuid[], p_stages text[]) RETURNS void
     LANGUAGE plpgsql
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -7199,7 +7317,9 @@ DECLARE
     v_quality double precision;
     v_candidates text[] := p_stages;
     v_done text[] := '{}';
+    v_decided text[];
     v_changed text[];
+    v_errors jsonb;
     v_released text[] := '{}';
     v_stopped text[] := '{}';
 BEGIN
@@ -7237,28 +7357,30 @@ BEGIN
             END IF;
         END IF;
     END LOOP;
-    WITH ended AS (
+    WITH e AS MATERIALIZED (
+        SELECT s.name, s.task_id, t.status, q.quality, t.status = 'completed' AND s.min_quality IS NOT NULL
+                   AND coalesce(q.quality < s.min_quality, true) AS below,
+               CASE WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END AS error
+        FROM unnest(p_tasks) x (id)
+        JOIN blackboard.flow_tasks f ON f.session_id = p_session_id AND f.task_id = x.id AND f.flow_id = p_flow_id
+        JOIN blackboard.flow_stages s
+          ON s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = f.stage AND s.task_id = x.id
+        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        CROSS JOIN LATERAL (SELECT blackboard.stated_quality(s.quality, t.result) AS quality) q
+        WHERE t.completed_at IS NOT NULL
+          -- A dead task that was redriven and made it after all.
+          AND (s.state IN ('waiting', 'ready')
+               OR s.state = 'failed' AND t.status = 'completed' AND s.error ->> 'code' IS DISTINCT FROM 'quality')
+    ), ended AS (
         UPDATE blackboard.flow_stages s
-        SET state = CASE WHEN e.below THEN 'failed' WHEN t.status = 'dead' THEN 'failed' ELSE t.status END,
-            quality = blackboard.stated_quality(s.quality, t.result),
+        SET state = CASE WHEN e.below OR e.status = 'dead' THEN 'failed' ELSE e.status END, quality = e.quality,
             error = CASE WHEN e.below THEN jsonb_build_object(
                               'code', 'quality',
                               'message', format('Its quality is %s and must be %s at least, after %s rounds.',
                                                 coalesce(e.quality::text, 'not said'), s.min_quality, s.loops + 1))
-                         WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END
-        FROM blackboard.tasks t,
-             LATERAL (SELECT blackboard.stated_quality(s2.quality, t.result) AS quality,
-                             t.status = 'completed' AND coalesce(
-                                 blackboard.stated_quality(s2.quality, t.result) < s2.min_quality,
-                                 s2.min_quality IS NOT NULL) AS below
-                      FROM blackboard.flow_stages s2
-                      WHERE s2.session_id = p_session_id AND s2.flow_id = p_flow_id AND s2.task_id = t.id
-                        AND s2.task_id = ANY (p_tasks)) e
-        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.task_id = ANY (p_tasks)
-          AND t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NOT NULL
-          -- A dead task that was redriven and made it after all.
-          AND (s.state IN ('waiting', 'ready')
-               OR s.state = 'failed' AND t.status = 'completed' AND s.error ->> 'code' IS DISTINCT FROM 'quality')
+                         ELSE e.error END
+        FROM e
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = e.name AND s.task_id = e.task_id
         RETURNING s.name)
     SELECT array_agg(e.name) INTO v_done FROM ended e;
     IF v_flow.finished_at IS NOT NULL THEN
@@ -7299,24 +7421,24 @@ BEGIN
             SELECT e.stage FROM blackboard.flow_edges e
             WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = ANY (v_done));
         WHILE cardinality(v_candidates) > 0 LOOP
-            WITH changed AS (
-                UPDATE blackboard.flow_stages s
-                SET state = v.verdict,
-                    error = CASE v.verdict
-                                WHEN 'cancelled' THEN jsonb_build_object(
-                                    'code', 'dependency_failed', 'depends_on', v.failed,
-                                    'message', 'A stage that this one depends on did not complete.')
-                                WHEN 'skipped' THEN jsonb_build_object(
-                                    'code', 'skipped', 'depends_on', v.failed,
-                                    'message', 'A stage that this one depends on did not complete, '
-                                               'and its policy is to skip this one.') END
-                FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v
-                WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v.name
-                  AND v.verdict IS NOT NULL
-                RETURNING s.name, s.state)
-            SELECT coalesce(array_agg(c.name) FILTER (WHERE c.state <> 'ready'), '{}'),
-                   v_released || coalesce(array_agg(c.name) FILTER (WHERE c.state = 'ready'), '{}')
-            INTO v_changed, v_released FROM changed c;
+            -- By way of arrays and a map: joined, a thousand verdicts would meet a thousand stages.
+            SELECT coalesce(array_agg(v.name), '{}'), coalesce(array_agg(v.name) FILTER (WHERE v.verdict <> 'ready'), '{}'),
+                   jsonb_object_agg(v.name, CASE v.verdict
+                       WHEN 'ready' THEN NULL
+                       WHEN 'skipped' THEN jsonb_build_object(
+                           'code', 'skipped', 'depends_on', v.failed,
+                           'message', 'A stage that this one depends on did not complete, and its policy is to skip this one.')
+                       ELSE jsonb_build_object(
+                           'code', 'dependency_failed', 'depends_on', v.failed,
+                           'message', 'A stage that this one depends on did not complete.') END)
+            INTO v_decided, v_changed, v_errors
+            FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v WHERE v.verdict IS NOT NULL;
+            UPDATE blackboard.flow_stages s
+            SET state = CASE v_errors -> s.name ->> 'code' WHEN 'skipped' THEN 'skipped'
+                             WHEN 'dependency_failed' THEN 'cancelled' ELSE 'ready' END,
+                error = nullif(v_errors -> s.name, 'null')
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_decided);
+            v_released := v_released || array(SELECT unnest(v_decided) EXCEPT SELECT unnest(v_changed));
             v_stopped := v_stopped || v_changed;
             v_candidates := array(SELECT DISTINCT e.stage FROM blackboard.flow_edges e
                                   WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id
@@ -7372,6 +7494,19 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.slots_left(p_session_id uuid) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM blackboard.limit_usage u
+                   JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
+                   WHERE u.session_id = p_session_id AND u.waiting AND l.removed_at IS NULL
+                     AND u.running < l.max_running)
+        OR EXISTS (SELECT FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL)
+        OR EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL);
+END
+$$;
+
 CREATE FUNCTION blackboard.spent_budgets(p_session_id uuid, p_agent_id text, p_task_id uuid) RETURNS SETOF blackboard.budgets
     LANGUAGE sql STABLE
     AS $$
@@ -7393,29 +7528,38 @@ CREATE FUNCTION blackboard.stage_result(p_session_id uuid, p_flow_id uuid, p_sta
 $$;
 
 CREATE FUNCTION blackboard.stage_verdicts(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS TABLE(name text, verdict text, failed jsonb)
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE ROWS 10
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
-    SELECT v.name,
-           CASE WHEN v.met >= v.need THEN 'ready'
-                WHEN v.met + v.undecided >= v.need THEN NULL
+BEGIN
+    RETURN QUERY
+    SELECT s.name,
+           CASE WHEN v.met >= coalesce(s.join_need, v.edges) THEN 'ready'
+                WHEN v.met + v.undecided >= coalesce(s.join_need, v.edges) THEN NULL
                 WHEN v.fatal > 0 THEN 'cancelled' ELSE 'skipped' END,
            v.failed
-    FROM (SELECT s.name, coalesce(s.join_need, count(e.depends_on)) AS need,
-                 count(*) FILTER (WHERE p.state = 'completed' OR (p.state = 'skipped' AND e.on_failure <> 'skip')
-                                     OR (p.state IN ('failed', 'cancelled') AND e.on_failure = 'continue')) AS met,
-                 count(*) FILTER (WHERE p.state IN ('waiting', 'ready')) AS undecided,
-                 count(*) FILTER (WHERE p.state IN ('failed', 'cancelled')
-                                    AND e.on_failure IN ('fail', 'compensate')) AS fatal,
-                 jsonb_agg(p.name ORDER BY p.ordinal)
-                     FILTER (WHERE p.state IN ('failed', 'cancelled', 'skipped')) AS failed
-          FROM blackboard.flow_stages s
-          LEFT JOIN blackboard.flow_edges e
-                 ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
-          LEFT JOIN blackboard.flow_stages p
-                 ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
-          WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-            AND s.state = 'waiting'
-          GROUP BY s.name, s.join_need) v
+    FROM blackboard.flow_stages s
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS edges,
+               count(*) FILTER (WHERE p.state = 'completed' OR (p.state = 'skipped' AND e.on_failure <> 'skip')
+                                   OR (p.state IN ('failed', 'cancelled') AND e.on_failure = 'continue')) AS met,
+               count(*) FILTER (WHERE p.state IN ('waiting', 'ready')) AS undecided,
+               count(*) FILTER (WHERE p.state IN ('failed', 'cancelled')
+                                  AND e.on_failure IN ('fail', 'compensate')) AS fatal,
+               jsonb_agg(p.name ORDER BY p.ordinal)
+                   FILTER (WHERE p.state IN ('failed', 'cancelled', 'skipped')) AS failed
+        FROM blackboard.flow_edges e
+        JOIN blackboard.flow_stages p
+          ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
+        WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = s.name) v
+    -- In a form that does not invite a walk along flow_stages_open.
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+      AND (s.state = 'waiting') IS TRUE;
+END
 $$;
 
 CREATE FUNCTION blackboard.start_action(p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid) RETURNS blackboard.actions
@@ -7507,6 +7651,11 @@ $$;
 
 CREATE FUNCTION blackboard.stop_tasks(p_session_id uuid, p_tasks uuid[], p_code text, p_message text) RETURNS void
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 BEGIN
     IF p_tasks IS NULL THEN
@@ -7652,9 +7801,12 @@ BEGIN
                                    'message', format('It ran longer than its timeout of %s.', t.timeout))
     FROM late WHERE t.session_id = late.session_id AND t.id = late.id;
     GET DIAGNOSTICS v_late = ROW_COUNT;
+    -- Without waiting: two sweepers at once, one of which has a claim before it, must not wait for each other.
     UPDATE blackboard.leases l SET swept_at = blackboard.now()
-    WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
-      AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = l.id);
+    WHERE l.id IN (SELECT u.id FROM blackboard.leases u
+                   WHERE u.lapsed_at IS NOT NULL AND u.swept_at IS NULL
+                     AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = u.id)
+                   FOR UPDATE SKIP LOCKED);
     RETURN v_swept + v_late;
 END
 $$;
@@ -7669,63 +7821,66 @@ DECLARE
     v_freed integer := 0;
 BEGIN
     PERFORM 1 FROM blackboard.tasks t
-    WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
-    IF FOUND THEN
-        WITH due AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE t.expires_at <= v_now AND t.completed_at IS NULL AND t.lease_id IS NULL
-            ORDER BY t.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
-        UPDATE blackboard.tasks t
-        SET status = 'cancelled', position = NULL, completed_at = v_now,
-            error = jsonb_build_object('code', 'deadline', 'message',
-                                       format('It was not started by %s.', t.expires_at))
-        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
-        GET DIAGNOSTICS v_expired = ROW_COUNT;
+    WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN 0;
     END IF;
-    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL LIMIT 1;
-    IF FOUND THEN
-        -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
-        UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+    WITH due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
+          AND least(t.expires_at, t.fallback_at) <= v_now AND t.expires_at <= v_now
+        ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'cancelled', position = NULL, completed_at = v_now,
+        error = jsonb_build_object('code', 'deadline', 'message', format('It was not started by %s.', t.expires_at))
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+    GET DIAGNOSTICS v_expired = ROW_COUNT;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+      AND (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN v_expired;
+    END IF;
+    -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
+    UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+    WHERE (t.session_id, t.id) IN (
+        SELECT w.session_id, w.id FROM blackboard.tasks w
+        WHERE (w.expires_at IS NOT NULL OR w.fallback IS NOT NULL) AND w.completed_at IS NULL AND w.lease_id IS NULL
+          AND w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
+        LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    -- Whoever has left or gone silent, of those that something is assigned to.
+    WITH RECURSIVE waited_for AS (
+        (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+         WHERE t.status = 'assigned' ORDER BY t.session_id, t.assigned_to LIMIT 1)
+        UNION ALL
+        SELECT n.session_id, n.assigned_to
+        FROM waited_for w,
+             LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+                      WHERE t.status = 'assigned' AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
+                      ORDER BY t.session_id, t.assigned_to LIMIT 1) n
+    ), absent AS MATERIALIZED (
+        SELECT w.session_id, w.assigned_to
+        FROM waited_for w
+        JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
+        LEFT JOIN blackboard.leases l ON l.id = m.lease_id
+        WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
+    ), due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE (t.session_id, t.id) IN (
-            SELECT w.session_id, w.id FROM blackboard.tasks w
-            WHERE w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
-            LIMIT p_limit FOR UPDATE SKIP LOCKED);
-        WITH RECURSIVE waited_for AS (
-            (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
-             WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
-             ORDER BY t.session_id, t.assigned_to LIMIT 1)
-            UNION ALL
-            SELECT n.session_id, n.assigned_to
-            FROM waited_for w,
-                 LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
-                          WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
-                            AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
-                          ORDER BY t.session_id, t.assigned_to LIMIT 1) n
-        ), absent AS MATERIALIZED (
-            SELECT w.session_id, w.assigned_to
-            FROM waited_for w
-            JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
-            LEFT JOIN blackboard.leases l ON l.id = m.lease_id
-            WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
-        ), due AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE (t.session_id, t.id) IN (
-                (SELECT d.session_id, d.id FROM blackboard.tasks d
-                 WHERE d.status = 'assigned' AND d.fallback IS NOT NULL AND d.fallback_at <= v_now
-                 ORDER BY d.fallback_at LIMIT p_limit)
-                UNION
-                (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
-                   ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
-                      AND d.status = 'assigned' AND d.fallback IS NOT NULL
-                 LIMIT p_limit))
-              AND t.status = 'assigned'
-            FOR UPDATE SKIP LOCKED)
-        UPDATE blackboard.tasks t
-        SET status = 'pending', assigned_to = NULL, fallback_at = NULL,
-            position = nextval('blackboard.task_positions')
-        FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
-        GET DIAGNOSTICS v_freed = ROW_COUNT;
-    END IF;
+            (SELECT d.session_id, d.id FROM blackboard.tasks d
+             WHERE (d.expires_at IS NOT NULL OR d.fallback IS NOT NULL) AND d.completed_at IS NULL AND d.lease_id IS NULL
+               AND least(d.expires_at, d.fallback_at) <= v_now AND d.status = 'assigned' AND d.fallback_at <= v_now
+             ORDER BY least(d.expires_at, d.fallback_at) NULLS FIRST LIMIT p_limit)
+            UNION
+            (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
+               ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
+                  AND d.status = 'assigned' AND d.fallback IS NOT NULL
+             LIMIT p_limit))
+          AND t.status = 'assigned'
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'pending', assigned_to = NULL, fallback_at = NULL, position = nextval('blackboard.task_positions')
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+    GET DIAGNOSTICS v_freed = ROW_COUNT;
     RETURN greatest(v_expired, v_freed);
 END
 $$;
@@ -7945,15 +8100,18 @@ BEGIN
         IF NOT FOUND THEN
             PERFORM 1 FROM blackboard.task_keys k WHERE k.session_id = p_session_id AND k.key = v_new.key FOR UPDATE;
         END IF;
-        SELECT t.id INTO v_found FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.unique_key = v_new.key AND t.status = ANY (v_states)
+        SELECT t.id INTO v_found FROM blackboard.keyed_tasks k
+        JOIN blackboard.tasks t ON t.session_id = k.session_id AND t.id = k.task_id
+        WHERE k.session_id = p_session_id AND k.key = v_new.key AND t.status = ANY (v_states)
           AND (v_new."window" IS NULL OR t.created_at > blackboard.now() - v_new."window")
         ORDER BY t.created_at DESC LIMIT 1;
         IF FOUND THEN
             v_ids[v_new.n] := v_found;
         ELSE
             -- A transaction with an older snapshot will collide with this change, and not miss the new task.
-            UPDATE blackboard.task_keys k SET task_id = v_new.id WHERE k.session_id = p_session_id AND k.key = v_new.key;
+            UPDATE blackboard.task_keys k SET task_id = v_new.id
+            WHERE k.session_id = p_session_id AND k.key = v_new.key;
+            INSERT INTO blackboard.keyed_tasks (session_id, key, task_id) VALUES (p_session_id, v_new.key, v_new.id);
         END IF;
         v_last_key := v_new.key;
         v_last_id := v_ids[v_new.n];
@@ -7992,7 +8150,8 @@ CREATE TABLE blackboard.flow_stages (
     CONSTRAINT flow_stages_output_form CHECK (((output ~ '^[^[:space:][:cntrl:].]{1,100}$'::text) AND (output <> 'inputs'::text))),
     CONSTRAINT flow_stages_quality_range CHECK (((quality >= (0)::double precision) AND (quality <= (1)::double precision))),
     CONSTRAINT flow_stages_state_known CHECK ((state = ANY (ARRAY['waiting'::text, 'ready'::text, 'completed'::text, 'failed'::text, 'skipped'::text, 'cancelled'::text])))
-);
+)
+WITH (autovacuum_analyze_scale_factor='0.05');
 
 CREATE FUNCTION blackboard.unstarted_stage(p_session_id uuid, p_flow blackboard.flows, p_name text) RETURNS blackboard.flow_stages
     LANGUAGE plpgsql
@@ -8412,6 +8571,8 @@ $$;
 CREATE FUNCTION blackboard.wire_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
     LANGUAGE plpgsql
     SET xmloption TO 'document'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
     AS $_$
 DECLARE
     v_edge record;
@@ -8594,7 +8755,8 @@ CREATE TABLE blackboard.flow_edges (
     depends_on text NOT NULL,
     on_failure text DEFAULT 'fail'::text NOT NULL,
     CONSTRAINT flow_edges_on_failure_known CHECK ((on_failure = ANY (ARRAY['fail'::text, 'skip'::text, 'continue'::text, 'compensate'::text])))
-);
+)
+WITH (autovacuum_analyze_scale_factor='0.05');
 
 CREATE TABLE blackboard.flow_tasks (
     session_id uuid NOT NULL,
@@ -8639,6 +8801,12 @@ CREATE TABLE blackboard.hypothesis_evidence (
     CONSTRAINT hypothesis_evidence_agent_id_length CHECK (((length(agent_id) >= 1) AND (length(agent_id) <= 100))),
     CONSTRAINT hypothesis_evidence_reason_length CHECK ((length(reason) <= 4000)),
     CONSTRAINT hypothesis_evidence_weight_range CHECK (((weight > (0)::double precision) AND (weight <= (1)::double precision)))
+);
+
+CREATE TABLE blackboard.keyed_tasks (
+    session_id uuid NOT NULL,
+    key text NOT NULL,
+    task_id uuid NOT NULL
 );
 
 CREATE TABLE blackboard.late_results (
@@ -8860,9 +9028,6 @@ ALTER TABLE ONLY blackboard.flow_edges
     ADD CONSTRAINT flow_edges_pkey PRIMARY KEY (session_id, flow_id, stage, depends_on);
 
 ALTER TABLE ONLY blackboard.flow_stages
-    ADD CONSTRAINT flow_stages_output_once UNIQUE (session_id, flow_id, output);
-
-ALTER TABLE ONLY blackboard.flow_stages
     ADD CONSTRAINT flow_stages_pkey PRIMARY KEY (session_id, flow_id, name);
 
 ALTER TABLE ONLY blackboard.flow_tasks
@@ -8882,6 +9047,9 @@ ALTER TABLE ONLY blackboard.hypothesis_assessments
 
 ALTER TABLE ONLY blackboard.hypothesis_evidence
     ADD CONSTRAINT hypothesis_evidence_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.keyed_tasks
+    ADD CONSTRAINT keyed_tasks_pkey PRIMARY KEY (session_id, key, task_id);
 
 ALTER TABLE ONLY blackboard.late_results
     ADD CONSTRAINT late_results_once UNIQUE (session_id, task_id, claim_id, attempt);
@@ -9006,6 +9174,8 @@ CREATE INDEX flow_edges_depends_on ON blackboard.flow_edges USING btree (session
 
 CREATE INDEX flow_stages_open ON blackboard.flow_stages USING btree (session_id, flow_id) WHERE (state = ANY (ARRAY['waiting'::text, 'ready'::text]));
 
+CREATE UNIQUE INDEX flow_stages_output_once ON blackboard.flow_stages USING btree (session_id, flow_id, output) WHERE (output IS NOT NULL);
+
 CREATE INDEX flow_tasks_stage ON blackboard.flow_tasks USING btree (session_id, flow_id, stage, iteration);
 
 CREATE INDEX flows_newest ON blackboard.flows USING btree (session_id, created_at DESC, id);
@@ -9017,6 +9187,8 @@ CREATE INDEX hypothesis_evidence_finding ON blackboard.hypothesis_evidence USING
 CREATE INDEX hypothesis_evidence_hypothesis ON blackboard.hypothesis_evidence USING btree (session_id, hypothesis_id);
 
 CREATE UNIQUE INDEX hypothesis_evidence_live_once ON blackboard.hypothesis_evidence USING btree (session_id, hypothesis_id, finding_id) WHERE (retracted_at IS NULL);
+
+CREATE INDEX keyed_tasks_task ON blackboard.keyed_tasks USING btree (session_id, task_id);
 
 CREATE INDEX leases_live ON blackboard.leases USING btree (id) WHERE (lapsed_at IS NULL);
 
@@ -9052,25 +9224,13 @@ CREATE INDEX spend_task ON blackboard.spend USING btree (session_id, task_id) WH
 
 CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (session_id, depends_on_id);
 
-CREATE INDEX task_keys_task ON blackboard.task_keys USING btree (session_id, task_id);
-
 CREATE INDEX tasks_assigned ON blackboard.tasks USING btree (session_id, assigned_to, priority DESC, "position") WHERE (status = 'assigned'::text);
 
 CREATE INDEX tasks_dead ON blackboard.tasks USING btree (session_id, completed_at, id) WHERE (status = 'dead'::text);
 
 CREATE INDEX tasks_deadline ON blackboard.tasks USING btree (deadline_at) WHERE (deadline_at IS NOT NULL);
 
-CREATE INDEX tasks_expiring ON blackboard.tasks USING btree (expires_at) WHERE ((expires_at IS NOT NULL) AND (completed_at IS NULL) AND (lease_id IS NULL));
-
-CREATE INDEX tasks_fallback ON blackboard.tasks USING btree (fallback_at) WHERE ((status = 'assigned'::text) AND (fallback IS NOT NULL));
-
-CREATE INDEX tasks_fallback_agent ON blackboard.tasks USING btree (session_id, assigned_to) WHERE ((status = 'assigned'::text) AND (fallback IS NOT NULL));
-
-CREATE INDEX tasks_held ON blackboard.tasks USING btree (session_id, ((held ->> 'code'::text)), COALESCE((held ->> 'limit'::text), (held ->> 'type'::text), ''::text), COALESCE((held ->> 'key'::text), ''::text), priority DESC, (((held ->> 'position'::text))::bigint)) WHERE (status = 'held'::text);
-
-CREATE INDEX tasks_held_age ON blackboard.tasks USING btree (session_id, COALESCE(aged_at, created_at)) WHERE (status = 'held'::text);
-
-CREATE INDEX tasks_held_capability ON blackboard.tasks USING btree (session_id, ((held ->> 'code'::text)), COALESCE((held ->> 'limit'::text), (held ->> 'type'::text), ''::text), COALESCE((held ->> 'key'::text), ''::text), capability, priority DESC, (((held ->> 'position'::text))::bigint)) WHERE (status = 'held'::text);
+CREATE INDEX tasks_held ON blackboard.tasks USING btree (session_id, ((held ->> 'code'::text)), COALESCE((held ->> 'limit'::text), (held ->> 'type'::text), ''::text), COALESCE((held ->> 'key'::text), ''::text), capability, priority DESC, (((held ->> 'position'::text))::bigint)) WHERE (status = 'held'::text);
 
 CREATE INDEX tasks_leased ON blackboard.tasks USING btree (lease_id, claim_id) WHERE (lease_id IS NOT NULL);
 
@@ -9078,7 +9238,7 @@ CREATE INDEX tasks_ready ON blackboard.tasks USING btree (session_id, capability
 
 CREATE INDEX tasks_scheduled ON blackboard.tasks USING btree (session_id, run_at) WHERE (status = 'scheduled'::text);
 
-CREATE INDEX tasks_unique ON blackboard.tasks USING btree (session_id, unique_key, created_at) WHERE (unique_key IS NOT NULL);
+CREATE INDEX tasks_timers ON blackboard.tasks USING btree (LEAST(expires_at, fallback_at) NULLS FIRST) WHERE (((expires_at IS NOT NULL) OR (fallback IS NOT NULL)) AND (completed_at IS NULL) AND (lease_id IS NULL));
 
 CREATE TRIGGER admit BEFORE INSERT ON blackboard.actions FOR EACH ROW EXECUTE FUNCTION blackboard.actions_admit();
 
@@ -9093,8 +9253,6 @@ CREATE TRIGGER append_only AFTER DELETE ON blackboard.spend FOR EACH STATEMENT E
 CREATE TRIGGER check_stages AFTER INSERT ON blackboard.task_dependencies REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_edge_of_stage();
 
 CREATE TRIGGER end_session AFTER UPDATE OF status ON blackboard.sessions FOR EACH ROW WHEN (((new.status = ANY (ARRAY['completed'::text, 'failed'::text])) AND (old.status = ANY (ARRAY['active'::text, 'paused'::text])))) EXECUTE FUNCTION blackboard.end_session();
-
-CREATE TRIGGER free_slots AFTER UPDATE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH ROW WHEN ((old.limited AND (old.status = 'running'::text) AND (new.status <> 'running'::text))) EXECUTE FUNCTION blackboard.free_slots();
 
 CREATE TRIGGER free_slots_of_deleted AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.free_slots_of_deleted();
 
@@ -9252,7 +9410,7 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks REFERENCING OLD T
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.votes REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_update();
 
-CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ((new.has_dependants AND (new.status = ANY (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text])) AND (old.status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text])))) EXECUTE FUNCTION blackboard.hold_returned_stage();
+CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ((new.has_dependants AND (new.status = ANY (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text])) AND (old.status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text, 'blocked'::text])))) EXECUTE FUNCTION blackboard.hold_returned_stage();
 
 CREATE TRIGGER immutable AFTER UPDATE OF id, created_at ON blackboard.agents FOR EACH ROW WHEN (((old.id IS DISTINCT FROM new.id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id and created_at');
 

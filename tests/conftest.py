@@ -69,6 +69,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         stack.close()
 
 
+_WINDOWS = ("analysis", "cli", "demo", "incident", "mcp", "readme", "report", "swarm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith(tuple(f"test_{window}" for window in _WINDOWS)):
+            item.add_marker("window")
+
+
 def with_database(url: str, name: str) -> str:
     """``url`` with another database in it."""
     head, _, query = url.partition("?")

@@ -202,6 +202,10 @@ def test_every_table_has_been_thought_about(cli: Cli, database_url: str):
     only_read = {
         "budgets",
         "events",
+        "flow_edges",
+        "flow_stages",
+        "flow_tasks",
+        "flows",
         "history",
         "pruned_events",
         "keyed_tasks",

@@ -75,7 +75,7 @@ class Worker:
         if done:
             self.random.shuffle(done)
             await self.call(
-                "SELECT * FROM blackboard.complete_tasks($1, $2::uuid[], $3::uuid[], $4::int[], $5::text[]::jsonb[], $6)",
+                "SELECT * FROM blackboard.complete_tasks($1, $2, $3, $4, CAST($5::text[] AS jsonb[]), $6)",
                 self.session.id, [task["id"] for task in done], [task["claim_id"] for task in done],
                 [task["attempt"] for task in done], [None] * len(done), self.name,
             )  # fmt: skip
@@ -160,11 +160,14 @@ async def test_limits_hold_in_chaos(session: Session, db: Connection, connect: C
                 finished.set()
             elif time.monotonic() - started > 30:
                 finished.set()
-                pytest.fail(f"{left} never ran: {await session.tasks.count()}, {[worker.failures for worker in workers]}")
+                pytest.fail(
+                    f"{left} never ran: {await session.tasks.count()}, {[worker.failures for worker in workers]}"
+                )
 
     await asyncio.gather(watch(), *(work(worker) for worker in workers))
     failures = sum((worker.failures for worker in workers), Counter[str]())
-    assert "40P01" not in failures, "nobody waits for somebody who waits"
+    # A late owner is told, also when the task has ended meanwhile; nobody deadlocks.
+    assert set(failures) <= {"BB003", "BB006"}, failures
     assert all(seen[name] <= most for name, most in LIMITS.items()), seen
     folded = await replay(db, session)
     assert folded == LIMITS, "used to the full, and never more"

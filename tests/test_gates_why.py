@@ -57,9 +57,7 @@ async def test_a_retry_says_what_failed(session: Session, agent: Agent) -> None:
 async def test_limit_rate_and_pauses(session: Session, agent: Agent) -> None:
     await session.limits.set("one", max_running=1, type="slow", per_key=True)
     await session.limits.set("mails", rate_count=1, rate_period=timedelta(hours=1), type="mail")
-    ids = await session.tasks.add_many(
-        [NewTask(type="slow", limit_key="a")] * 2 + [NewTask(type="mail")] * 2
-    )
+    ids = await session.tasks.add_many([NewTask(type="slow", limit_key="a")] * 2 + [NewTask(type="mail")] * 2)
     tasks = await agent.tasks.claim(4)
     assert len(tasks) == 2
     held = await why(session, ids[1])
@@ -149,7 +147,9 @@ async def finish(session: Session, agent: Agent, count: int) -> list[uuid.UUID]:
     return ids
 
 
-async def test_prune_takes_what_is_old_and_finished(session: Session, agent: Agent, clock: Clock, db: Connection) -> None:
+async def test_prune_takes_what_is_old_and_finished(
+    session: Session, agent: Agent, clock: Clock, db: Connection
+) -> None:
     old = await finish(session, agent, 4)
     cancelled = await session.tasks.add("t", unique=Unique(key="k"))
     await session.tasks.cancel(cancelled.id)

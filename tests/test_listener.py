@@ -148,7 +148,8 @@ def test_a_cancelled_wait_leaves_the_hint_to_the_next(make: Make) -> None:
     asyncio.run(scenario())
 
 
-def test_a_wait_ends_at_the_sooner_of_timeout_and_poll_interval(make: Make) -> None:
+def test_a_wait_ends_at_the_sooner_of_timeout_and_poll_interval(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HEARD_POLL_SECONDS", 0.03)
     listener = make(poll_interval=timedelta(milliseconds=20))
     subscription = listener.subscribe(uuid4())
     hearing(listener, subscription)

@@ -1,5 +1,8 @@
 """Blackboard itself, through its public handles and its worker, history on."""
 
+# Every player is given the options of all.
+# ruff: noqa: ARG001, ARG002
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """PGQueuer. Tuned: two managers of batch 100 on uvloop, and the autovacuum settings that it ships."""
 
+# Every player is given the options of all.
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """Procrastinate. Tuned: five jobs at once, finished jobs deleted."""
 
+# Every player is given the options of all.
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import asyncio
@@ -46,9 +49,7 @@ class Procrastinate(Player):
             app = self._app()
             await app.open_async()
             self._apps.append(app)
-            self._running.append(
-                asyncio.create_task(app.run_worker_async(install_signal_handlers=False, **settings))
-            )
+            self._running.append(asyncio.create_task(app.run_worker_async(install_signal_handlers=False, **settings)))
 
     async def stop(self) -> None:
         for task in self._running:

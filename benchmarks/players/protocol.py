@@ -6,6 +6,7 @@ Needs nothing but the standard library: the peers run it in an environment of th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import traceback
@@ -141,10 +142,8 @@ class Player:
 
 def main(kind: type[Player]) -> None:
     """Serves until its input ends, which it does with the process that started it."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(kind))
-    except KeyboardInterrupt:
-        pass
 
 
 async def _serve(kind: type[Player]) -> None:

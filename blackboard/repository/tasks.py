@@ -172,7 +172,7 @@ class Tasks(DeadLetters, TaskGates):
 
     async def _due_in(self) -> float | None:
         """In how many seconds the next scheduled task of the session gets ready."""
-        row = await self._executor.fetch_one(_SQL["next_due"], session_id=self._scope.session_id)
+        row = await self._executor.fetch_one(_SQL["next_task_due"], session_id=self._scope.session_id)
         return None if row is None or row["seconds"] is None else max(0.0, row["seconds"])
 
     async def claim_by_id(self, task_id: UUID | str, *, claim_id: UUID | None = None) -> TaskRecord | None:

@@ -69,7 +69,7 @@ FROM blackboard.fire_schedule(
 
 -- name: next_due
 -- Seconds until something is due, negative if it is overdue; NULL if nothing ever is. Index: schedules_due.
-SELECT CAST(extract(epoch FROM min(s.next_at) - blackboard.now()) AS double precision) AS seconds
+SELECT CAST(date_part('epoch', min(s.next_at) - blackboard.now()) AS double precision) AS seconds
 FROM blackboard.schedules s JOIN blackboard.sessions x ON x.id = s.session_id AND x.status = 'active'
 WHERE NOT s.paused AND s.removed_at IS NULL AND s.next_at IS NOT NULL
   AND (CAST(:sessions AS uuid[]) IS NULL OR s.session_id = ANY (CAST(:sessions AS uuid[])));

@@ -101,9 +101,9 @@ FROM blackboard.claim_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:agent_id AS text), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid));
 
--- name: next_due
+-- name: next_task_due
 -- In how many seconds the next scheduled task of a session is due; NULL when there is none. Index: tasks_scheduled.
-SELECT CAST(extract(epoch FROM min(run_at) - blackboard.now()) AS double precision) AS seconds
+SELECT CAST(date_part('epoch', min(run_at) - blackboard.now()) AS double precision) AS seconds
 FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid) AND status = 'scheduled';
 

@@ -457,10 +457,11 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.agents
 CREATE FUNCTION blackboard.expertise(p_agent_id text, p_category text) RETURNS double precision
 LANGUAGE sql STABLE
 AS $$
-    -- 0.5 for what nobody declared: neither trusted blindly nor ignored. Rounded first, because a number may be too
-    -- small for a double, which is an error and not 0.
-    SELECT coalesce((SELECT round((a.expertise ->> p_category)::numeric, 15)::double precision
-                     FROM blackboard.agents a WHERE a.id = p_agent_id), 0.5)
+    -- 0.5 for what nobody declared: neither trusted blindly nor ignored. What is too small for a double is nothing.
+    SELECT coalesce((SELECT CASE WHEN w.weight < 1e-300 THEN 0 ELSE w.weight::double precision END
+                     FROM blackboard.agents a
+                     CROSS JOIN LATERAL (SELECT (a.expertise ->> p_category)::numeric AS weight) w
+                     WHERE a.id = p_agent_id AND w.weight IS NOT NULL), 0.5)
 $$;
 
 CREATE FUNCTION blackboard.register_agent(

@@ -211,7 +211,7 @@ BEGIN
         FROM new_rows n;
         PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
         RETURN NULL;
-    ELSIF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants)
+    ELSIF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants OR n.limited)
        AND NOT EXISTS (SELECT FROM old_rows o WHERE o.status <> 'running') THEN
         INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
         SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.completed_at, v_actor, 'task.completed', n.id,
@@ -281,6 +281,12 @@ BEGIN
               FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
               WHERE n.has_dependants AND n.completed_at IS NOT NULL AND n.status <> o.status
               GROUP BY 1, 2) f;
+    END IF;
+    -- Last, because it locks the counters of limits: whoever has those never waits for a task.
+    IF EXISTS (SELECT FROM old_rows o WHERE o.limited AND o.status = 'running') THEN
+        PERFORM blackboard.free_slots(array_agg(o.session_id), array_agg(o.id))
+        FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
+        WHERE o.limited AND o.status = 'running' AND n.status <> 'running' HAVING count(*) > 0;
     END IF;
     PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
     RETURN NULL;
@@ -884,9 +890,12 @@ BEGIN
                                    'message', format('It ran longer than its timeout of %s.', t.timeout))
     FROM late WHERE t.session_id = late.session_id AND t.id = late.id;
     GET DIAGNOSTICS v_late = ROW_COUNT;
+    -- Without waiting: two sweepers at once, one of which has a claim before it, must not wait for each other.
     UPDATE blackboard.leases l SET swept_at = blackboard.now()
-    WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
-      AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = l.id);
+    WHERE l.id IN (SELECT u.id FROM blackboard.leases u
+                   WHERE u.lapsed_at IS NOT NULL AND u.swept_at IS NULL
+                     AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = u.id)
+                   FOR UPDATE SKIP LOCKED);
     RETURN v_swept + v_late;
 END
 $$;

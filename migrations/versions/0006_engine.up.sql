@@ -155,9 +155,12 @@ BEGIN
                EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
                            LATERAL (SELECT FROM blackboard.tasks t
                                     WHERE t.session_id = s.id AND t.capability = c.capability
-                                      AND t.status = 'pending' LIMIT 1) p)
+                                      AND t.status = 'pending' LIMIT 1) p
+                       WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
                OR EXISTS (SELECT FROM blackboard.tasks t
-                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')),
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+               -- A slot is free, and tasks are held that it was not given to.
+               OR (s.gated AND blackboard.slots_left(s.id))),
            CASE WHEN s.status = 'active'
                 THEN (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
                       WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1) END

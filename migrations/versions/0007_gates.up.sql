@@ -6,7 +6,8 @@
 --
 -- Lock order: a session's row, its tasks, then limit_usage by (limit_id, key). A transaction that has usage rows
 -- locked takes further ones only where it need not wait (setting blackboard.slots), and whoever has usage rows locked
--- never waits for a task: two claims, or a claim and a completion, cannot wait for each other.
+-- does not wait for a task (pick_held says what that takes): two claims, or a claim and a completion, cannot wait for
+-- each other.
 --
 -- No history: counters and slots (limit_usage, task_slots, task_keys, keyed_tasks, upkeep). They follow from the tasks.
 
@@ -310,14 +311,63 @@ BEGIN
 END
 $$;
 
--- Held tasks become ready again, in order of priority and age; how many. p_of: a limit's id, or a type. Skips those
--- that somebody else is at. p_capability NULL: of all of them. Must use tasks_held.
+-- Up to p_limit held tasks in order of priority and age, locked; p_of: a limit's id, or a type; p_capability NULL: of
+-- all of them. Skips those that somebody else is at. Must use tasks_held. SKIP LOCKED alone does not keep its word: on
+-- a row that has just been changed twice PostgreSQL waits for the second, and whoever waits here has counters locked that
+-- the other may need. Hence the lock_timeout; what is not found now is pulled by the next claim.
+CREATE FUNCTION blackboard.pick_held(
+    p_session_id uuid, p_code text, p_of text, p_key text, p_capability text, p_limit integer
+) RETURNS uuid[]
+LANGUAGE plpgsql
+SET lock_timeout = '20ms'
+SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_nestloop = on SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_ids uuid[];
+BEGIN
+    BEGIN
+        -- The first of each capability, and of these the first.
+        WITH RECURSIVE capabilities (name) AS (
+            SELECT p_capability WHERE p_capability IS NOT NULL
+            UNION ALL
+            (SELECT t.capability FROM blackboard.tasks t
+             WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+               AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
+               AND p_capability IS NULL
+             ORDER BY t.capability LIMIT 1)
+            UNION ALL
+            SELECT (SELECT t.capability FROM blackboard.tasks t
+                    WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+                      AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of
+                      AND coalesce(t.held ->> 'key', '') = p_key AND t.capability > c.name
+                    ORDER BY t.capability LIMIT 1)
+            FROM capabilities c WHERE c.name IS NOT NULL AND p_capability IS NULL)
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT f.id
+            FROM capabilities c,
+                 LATERAL (SELECT t.id, t.priority, (t.held ->> 'position')::bigint AS position FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
+                            AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of
+                            AND coalesce(t.held ->> 'key', '') = p_key AND t.capability = c.name
+                          ORDER BY t.priority DESC, (t.held ->> 'position')::bigint
+                          LIMIT p_limit FOR UPDATE SKIP LOCKED) f
+            ORDER BY f.priority DESC, f.position LIMIT p_limit) x;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    RETURN v_ids;
+END
+$$;
+
+-- Held tasks that pick_held picks become ready again; how many.
 CREATE FUNCTION blackboard.return_held(
     p_session_id uuid, p_code text, p_of text, p_key text, p_capability text, p_limit integer
 ) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_nestloop = on SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_ids uuid[];
@@ -326,32 +376,7 @@ BEGIN
     IF p_limit <= 0 THEN
         RETURN 0;
     END IF;
-    -- The first of each capability, and of these the first.
-    WITH RECURSIVE capabilities (name) AS (
-        SELECT p_capability WHERE p_capability IS NOT NULL
-        UNION ALL
-        (SELECT t.capability FROM blackboard.tasks t
-         WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
-           AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of AND coalesce(t.held ->> 'key', '') = p_key
-           AND p_capability IS NULL
-         ORDER BY t.capability LIMIT 1)
-        UNION ALL
-        SELECT (SELECT t.capability FROM blackboard.tasks t
-                WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
-                  AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of
-                  AND coalesce(t.held ->> 'key', '') = p_key AND t.capability > c.name
-                ORDER BY t.capability LIMIT 1)
-        FROM capabilities c WHERE c.name IS NOT NULL AND p_capability IS NULL)
-    SELECT array_agg(x.id) INTO v_ids FROM (
-        SELECT f.id
-        FROM capabilities c,
-             LATERAL (SELECT t.id, t.priority, (t.held ->> 'position')::bigint AS position FROM blackboard.tasks t
-                      WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = p_code
-                        AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_of
-                        AND coalesce(t.held ->> 'key', '') = p_key AND t.capability = c.name
-                      ORDER BY t.priority DESC, (t.held ->> 'position')::bigint
-                      LIMIT p_limit FOR UPDATE SKIP LOCKED) f
-        ORDER BY f.priority DESC, f.position LIMIT p_limit) x;
+    v_ids := blackboard.pick_held(p_session_id, p_code, p_of, p_key, p_capability, p_limit);
     UPDATE blackboard.tasks t
     SET status = n.status, held = NULL,
         position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
@@ -453,6 +478,7 @@ CREATE FUNCTION blackboard.forget_waiting(p_session_id uuid, p_limit_id uuid, p_
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_nestloop = on SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     UPDATE blackboard.limit_usage u SET waiting = false
@@ -464,54 +490,34 @@ BEGIN
 END
 $$;
 
--- For each row, because only then the condition below costs a session without limits nothing; the first row of a
--- statement does the work of all, in the order of the counters, and the others find no slot any more.
-CREATE FUNCTION blackboard.free_slots() RETURNS trigger
+-- Tasks stopped running: their slots come back, counter by counter in the order in which claims lock them. Called by
+-- the history trigger, for tasks marked as limited only.
+CREATE FUNCTION blackboard.free_slots(p_session_ids uuid[], p_ids uuid[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET enable_nestloop = off SET enable_hashjoin = on
-AS $$
-DECLARE
-    v_freed record;
-    v_gone uuid[];
-BEGIN
-    PERFORM 1 FROM blackboard.task_slots s WHERE s.session_id = OLD.session_id AND s.task_id = OLD.id;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    FOR v_freed IN
-        WITH gone AS MATERIALIZED (
-            SELECT o.session_id, o.id FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
-            WHERE o.limited AND o.status = 'running' AND n.status <> 'running'
-        ), freed AS (
-            DELETE FROM blackboard.task_slots s USING gone g WHERE s.session_id = g.session_id AND s.task_id = g.id
-            RETURNING s.session_id, s.limit_id, s.key)
-        SELECT session_id, limit_id, key, count(*)::integer AS slots FROM freed GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-    LOOP
-        PERFORM blackboard.give_slots_back(v_freed.session_id, v_freed.limit_id, v_freed.key, v_freed.slots);
-    END LOOP;
-    RETURN NULL;
-END
-$$;
-CREATE TRIGGER free_slots AFTER UPDATE ON blackboard.tasks
-    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH ROW
-    WHEN (OLD.limited AND OLD.status = 'running' AND NEW.status <> 'running')
-    EXECUTE FUNCTION blackboard.free_slots();
-
-CREATE FUNCTION blackboard.free_slots_of_deleted() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = on SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_freed record;
 BEGIN
     FOR v_freed IN
         WITH freed AS (
-            DELETE FROM blackboard.task_slots s USING old_rows o
-            WHERE o.limited AND o.status = 'running' AND s.session_id = o.session_id AND s.task_id = o.id
+            DELETE FROM blackboard.task_slots s USING unnest(p_session_ids, p_ids) g (session_id, id)
+            WHERE s.session_id = g.session_id AND s.task_id = g.id
             RETURNING s.session_id, s.limit_id, s.key)
         SELECT session_id, limit_id, key, count(*)::integer AS slots FROM freed GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     LOOP
         PERFORM blackboard.give_slots_back(v_freed.session_id, v_freed.limit_id, v_freed.key, v_freed.slots);
     END LOOP;
+END
+$$;
+
+CREATE FUNCTION blackboard.free_slots_of_deleted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM blackboard.free_slots(array_agg(o.session_id), array_agg(o.id)) FROM old_rows o
+    WHERE o.limited AND o.status = 'running' HAVING count(*) > 0;
     RETURN NULL;
 END
 $$;
@@ -737,6 +743,57 @@ BEGIN
 END
 $$;
 
+-- Up to p_limit tasks that are ready for the agent, in the order in which they are claimed, locked; pick_held says what
+-- the lock_timeout is for. Must use tasks_assigned and tasks_ready.
+CREATE FUNCTION blackboard.pick_ready(
+    p_session_id uuid, p_agent_id text, p_capabilities text[], p_paused text[], p_busy uuid[], p_limit integer,
+    p_now timestamptz
+) RETURNS uuid[]
+LANGUAGE plpgsql
+SET lock_timeout = '20ms'
+AS $$
+DECLARE
+    v_ids uuid[];
+    v_more uuid[];
+    v_below smallint;
+    v_priority smallint;
+    v_capability text;
+BEGIN
+    BEGIN
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND t.capability <> ALL (p_paused) AND t.id <> ALL (p_busy)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now)
+            ORDER BY t.priority DESC, t.position LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
+        v_below := 11;
+        WHILE coalesce(cardinality(v_ids), 0) < p_limit LOOP
+            SELECT max(h.priority) INTO v_priority
+            FROM unnest(p_capabilities) c (capability),
+                 LATERAL (SELECT t.priority FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                            AND t.priority < v_below
+                          ORDER BY t.priority DESC LIMIT 1) h;
+            EXIT WHEN v_priority IS NULL;
+            FOREACH v_capability IN ARRAY p_capabilities LOOP
+                SELECT array_agg(x.id) INTO v_more FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                      AND t.status = 'pending' AND t.id <> ALL (p_busy)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                    ORDER BY t.position LIMIT p_limit - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
+                v_ids := v_ids || v_more;
+                EXIT WHEN cardinality(v_ids) >= p_limit;
+            END LOOP;
+            v_below := v_priority;
+        END LOOP;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    RETURN v_ids;
+END
+$$;
+
 -- What claim_tasks does, where something may hold tasks back. Looks at a bounded number of candidates.
 CREATE FUNCTION blackboard.claim_gated(
     p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer,
@@ -752,46 +809,17 @@ DECLARE
     v_paused text[];
     v_busy uuid[] := '{}';
     v_ids uuid[];
-    v_more uuid[];
-    v_below smallint;
-    v_priority smallint;
-    v_capability text;
     v_gate record;
     v_pulled boolean := false;
 BEGIN
     PERFORM blackboard.tend_gates(p_session_id, p_now);
     SELECT coalesce(array_agg(p.name), '{}') INTO v_paused FROM blackboard.pauses p
     WHERE p.session_id = p_session_id AND p.kind = 'capability' AND p.resumed_at IS NULL;
-    SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities FROM unnest(p_capabilities || ''::text) c (name)
+    SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities
+    FROM unnest(p_capabilities || ''::text) c (name)
     WHERE c.name <> ALL (v_paused);
     WHILE v_left > 0 AND v_looked < 2000 LOOP
-        SELECT array_agg(x.id) INTO v_ids FROM (
-            SELECT t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-              AND t.capability <> ALL (v_paused) AND t.id <> ALL (v_busy)
-              AND (t.expires_at IS NULL OR t.expires_at > p_now)
-            ORDER BY t.priority DESC, t.position LIMIT v_batch FOR UPDATE SKIP LOCKED) x;
-        v_below := 11;
-        WHILE coalesce(cardinality(v_ids), 0) < v_batch LOOP
-            SELECT max(h.priority) INTO v_priority
-            FROM unnest(v_capabilities) c (capability),
-                 LATERAL (SELECT t.priority FROM blackboard.tasks t
-                          WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
-                            AND t.priority < v_below
-                          ORDER BY t.priority DESC LIMIT 1) h;
-            EXIT WHEN v_priority IS NULL;
-            FOREACH v_capability IN ARRAY v_capabilities LOOP
-                SELECT array_agg(x.id) INTO v_more FROM (
-                    SELECT t.id FROM blackboard.tasks t
-                    WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                      AND t.status = 'pending' AND t.id <> ALL (v_busy)
-                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
-                    ORDER BY t.position LIMIT v_batch - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
-                v_ids := v_ids || v_more;
-                EXIT WHEN cardinality(v_ids) >= v_batch;
-            END LOOP;
-            v_below := v_priority;
-        END LOOP;
+        v_ids := blackboard.pick_ready(p_session_id, p_agent_id, v_capabilities, v_paused, v_busy, v_batch, p_now);
         IF v_ids IS NULL THEN
             -- Nothing is ready: is there something held whose slot was freed for a task that nobody came for?
             EXIT WHEN v_pulled OR NOT blackboard.pull_held(p_session_id, v_capabilities, v_left);
@@ -803,8 +831,8 @@ BEGIN
         WITH claimed AS (
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_gate.at, deadline_at = v_gate.at + t.timeout,
-                progress = NULL, limited = true
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_gate.at,
+                deadline_at = v_gate.at + t.timeout, progress = NULL, limited = true
             FROM unnest(v_gate.admitted) a (id) WHERE t.session_id = p_session_id AND t.id = a.id
             RETURNING t.*)
         SELECT c.* FROM claimed c ORDER BY array_position(v_gate.admitted, c.id);
@@ -885,6 +913,29 @@ BEGIN
 END
 $$;
 
+-- For look_for_tasks: whether claims leave this capability out, and whether they could pull something that is held.
+CREATE FUNCTION blackboard.capability_paused(p_session_id uuid, p_capability text) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.kind = 'capability'
+                     AND p.name = p_capability AND p.resumed_at IS NULL);
+END
+$$;
+
+CREATE FUNCTION blackboard.slots_left(p_session_id uuid) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM blackboard.limit_usage u
+                   JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
+                   WHERE u.session_id = p_session_id AND u.waiting AND l.removed_at IS NULL
+                     AND u.running < l.max_running)
+        OR EXISTS (SELECT FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL)
+        OR EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL);
+END
+$$;
+
 -- --------------------------------------------------------------------------------- what has to be done now and then
 
 CREATE TABLE blackboard.upkeep (
@@ -927,6 +978,7 @@ RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_nestloop = on SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_capability text;
@@ -1154,7 +1206,8 @@ BEGIN
             v_ids[v_new.n] := v_found;
         ELSE
             -- A transaction with an older snapshot will collide with this change, and not miss the new task.
-            UPDATE blackboard.task_keys k SET task_id = v_new.id WHERE k.session_id = p_session_id AND k.key = v_new.key;
+            UPDATE blackboard.task_keys k SET task_id = v_new.id
+            WHERE k.session_id = p_session_id AND k.key = v_new.key;
             INSERT INTO blackboard.keyed_tasks (session_id, key, task_id) VALUES (p_session_id, v_new.key, v_new.id);
         END IF;
         v_last_key := v_new.key;
@@ -1477,8 +1530,10 @@ $$;
 -- `blackboard db grants` grants it to agents.
 REVOKE EXECUTE ON FUNCTION
     blackboard.refresh_gated(uuid), blackboard.count_running(uuid, uuid),
+    blackboard.pick_held(uuid, text, text, text, text, integer),
     blackboard.return_held(uuid, text, text, text, text, integer), blackboard.retire_limit(uuid, uuid, integer),
-    blackboard.forget_waiting(uuid, uuid, text), blackboard.gate_tasks(uuid, uuid[], integer, timestamptz),
+    blackboard.forget_waiting(uuid, uuid, text), blackboard.free_slots(uuid[], uuid[]),
+    blackboard.gate_tasks(uuid, uuid[], integer, timestamptz),
     blackboard.pull_held(uuid, text[], integer), blackboard.tend_gates(uuid, timestamptz),
     blackboard.age_tasks(uuid, interval, timestamptz, integer), blackboard.retire_pause(uuid, uuid, integer),
     blackboard.unique_tasks(uuid, uuid[], jsonb[])

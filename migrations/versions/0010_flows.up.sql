@@ -60,10 +60,12 @@ CREATE TABLE blackboard.flow_stages (
     stopping boolean NOT NULL DEFAULT false,
     error jsonb,
     CONSTRAINT flow_stages_pkey PRIMARY KEY (session_id, flow_id, name),
-    CONSTRAINT flow_stages_output_once UNIQUE (session_id, flow_id, output),
     CONSTRAINT flow_stages_loop_has_quality CHECK (loop_to IS NULL OR min_quality IS NOT NULL),
     CONSTRAINT flow_stages_flow_fkey FOREIGN KEY (session_id, flow_id) REFERENCES blackboard.flows (session_id, id)
 );
+-- Partial, so that nothing but what asks for outputs can be planned along them.
+CREATE UNIQUE INDEX flow_stages_output_once ON blackboard.flow_stages (session_id, flow_id, output)
+    WHERE output IS NOT NULL;
 CREATE INDEX flow_stages_open ON blackboard.flow_stages (session_id, flow_id) WHERE state IN ('waiting', 'ready');
 
 CREATE TABLE blackboard.flow_edges (
@@ -80,6 +82,8 @@ CREATE TABLE blackboard.flow_edges (
         REFERENCES blackboard.flow_stages (session_id, flow_id, name)
 );
 CREATE INDEX flow_edges_depends_on ON blackboard.flow_edges (session_id, flow_id, depends_on);
+ALTER TABLE blackboard.flow_stages SET (autovacuum_analyze_scale_factor = 0.05);
+ALTER TABLE blackboard.flow_edges SET (autovacuum_analyze_scale_factor = 0.05);
 
 -- Every task that a flow ever made, so that a task knows its flow.
 CREATE TABLE blackboard.flow_tasks (
@@ -115,7 +119,8 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.flows REFERENCING NEW T
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flows_insert();
 
 CREATE FUNCTION blackboard.history_flows_update() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_nestloop = off SET enable_hashjoin = on
 AS $$
 BEGIN
     INSERT INTO blackboard.events (session_id, type, subject_id, data)
@@ -159,7 +164,8 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flows REFERENCING OLD T
     FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('flow', 'id');
 
 CREATE FUNCTION blackboard.history_flow_stages() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_nestloop = off SET enable_hashjoin = on
 AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -211,16 +217,18 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_stages REFERENCING
 
 -- Edges as they are after the change, one event a stage.
 CREATE FUNCTION blackboard.history_flow_edges() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_nestloop = off SET enable_hashjoin = on
 AS $$
 BEGIN
     INSERT INTO blackboard.events (session_id, type, subject_id, data)
     SELECT c.session_id, 'flow.stage_wired', c.flow_id,
-           jsonb_build_object('stage', c.stage, 'after', coalesce((
-               SELECT jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
-               FROM blackboard.flow_edges e
-               WHERE e.session_id = c.session_id AND e.flow_id = c.flow_id AND e.stage = c.stage), '[]'))
+           jsonb_build_object('stage', c.stage, 'after', coalesce(
+               jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
+                   FILTER (WHERE e.depends_on IS NOT NULL), '[]'))
     FROM (SELECT DISTINCT session_id, flow_id, stage FROM changed_rows) c
+    LEFT JOIN blackboard.flow_edges e USING (session_id, flow_id, stage)
+    GROUP BY c.session_id, c.flow_id, c.stage
     ORDER BY c.stage;
     RETURN NULL;
 END
@@ -291,6 +299,7 @@ CREATE TRIGGER check_stages AFTER INSERT ON blackboard.task_dependencies REFEREN
 -- cycle. Takes away what depends on nothing, again and again (Kahn): linear in the edges.
 CREATE FUNCTION blackboard.flow_order(p_names text[], p_stages text[], p_depends_on text[]) RETURNS text[]
 LANGUAGE plpgsql IMMUTABLE
+SET enable_nestloop = off SET enable_hashjoin = on
 AS $$
 DECLARE
     v_size integer := cardinality(p_names);
@@ -391,6 +400,7 @@ $$;
 -- Nothing happens if the flow as it stands is sound; raises with the names otherwise.
 CREATE FUNCTION blackboard.check_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
 LANGUAGE plpgsql
+SET enable_seqscan = off
 AS $$
 DECLARE
     v_row record;
@@ -404,7 +414,7 @@ BEGIN
     SELECT s.name, s.join_need, count(e.depends_on) AS edges INTO v_row
     FROM blackboard.flow_stages s
     LEFT JOIN blackboard.flow_edges e ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.join_need IS NOT NULL
     GROUP BY s.name, s.join_need, s.ordinal HAVING s.join_need > count(e.depends_on) ORDER BY s.ordinal LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('Stage %L joins on %s successes and has %s dependencies.',
@@ -423,7 +433,7 @@ BEGIN
     SELECT s.name INTO v_row FROM blackboard.flow_stages s
     JOIN blackboard.flow_stages o ON o.session_id = s.session_id AND o.flow_id = s.flow_id AND o.name = s.output
                                  AND o.name <> s.name
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id ORDER BY s.ordinal LIMIT 1;
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.output IS NOT NULL ORDER BY s.ordinal LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('The output of stage %L has the name of another stage.', v_row.name),
                                  jsonb_build_object('field', 'output', 'stage', v_row.name));
@@ -432,9 +442,14 @@ BEGIN
     FROM blackboard.flow_stages s
     CROSS JOIN LATERAL jsonb_each(s.bindings) b
     CROSS JOIN LATERAL blackboard.flow_binding(b.value #>> '{}') x
-    LEFT JOIN blackboard.flow_stages p ON p.session_id = s.session_id AND p.flow_id = s.flow_id
-                                      AND x.source IN (p.name, p.output)
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND x.source IS DISTINCT FROM 'inputs'
+    LEFT JOIN LATERAL (
+        SELECT p.name FROM blackboard.flow_stages p
+        WHERE p.session_id = s.session_id AND p.flow_id = s.flow_id AND p.name = x.source
+        UNION ALL
+        SELECT p.name FROM blackboard.flow_stages p
+        WHERE p.session_id = s.session_id AND p.flow_id = s.flow_id AND p.output = x.source LIMIT 1) p ON true
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.bindings <> '{}'
+      AND x.source IS DISTINCT FROM 'inputs'
       AND (p.name IS NULL OR NOT blackboard.flow_precedes(p_session_id, p_flow_id, p.name, s.name))
     ORDER BY s.ordinal, b.key LIMIT 1;
     IF FOUND THEN
@@ -454,6 +469,8 @@ $$;
 CREATE FUNCTION blackboard.make_stage_tasks(p_session_id uuid, p_flow_id uuid, p_stages text[], p_feedback jsonb)
 RETURNS void
 LANGUAGE plpgsql SET xmloption = 'document'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_ids uuid[];
@@ -519,6 +536,7 @@ $$;
 
 CREATE FUNCTION blackboard.wire_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
 LANGUAGE plpgsql SET xmloption = 'document'
+SET enable_nestloop = off SET enable_hashjoin = on
 AS $$
 DECLARE
     v_edge record;
@@ -551,6 +569,7 @@ $$;
 -- Adds stages as they are described, each with its task, and their edges.
 CREATE FUNCTION blackboard.add_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
 LANGUAGE plpgsql SET xmloption = 'document'
+SET enable_seqscan = off
 AS $$
 DECLARE
     v_base integer;
@@ -618,35 +637,43 @@ CREATE TRIGGER keep_stage_task BEFORE DELETE ON blackboard.tasks FOR EACH ROW WH
 -- A skipped stage counts as success, except along an edge with policy 'skip', which skips on.
 CREATE FUNCTION blackboard.stage_verdicts(p_session_id uuid, p_flow_id uuid, p_stages text[])
 RETURNS TABLE (name text, verdict text, failed jsonb)
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE ROWS 10
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
-    SELECT v.name,
-           CASE WHEN v.met >= v.need THEN 'ready'
-                WHEN v.met + v.undecided >= v.need THEN NULL
+BEGIN
+    RETURN QUERY
+    SELECT s.name,
+           CASE WHEN v.met >= coalesce(s.join_need, v.edges) THEN 'ready'
+                WHEN v.met + v.undecided >= coalesce(s.join_need, v.edges) THEN NULL
                 WHEN v.fatal > 0 THEN 'cancelled' ELSE 'skipped' END,
            v.failed
-    FROM (SELECT s.name, coalesce(s.join_need, count(e.depends_on)) AS need,
-                 count(*) FILTER (WHERE p.state = 'completed' OR (p.state = 'skipped' AND e.on_failure <> 'skip')
-                                     OR (p.state IN ('failed', 'cancelled') AND e.on_failure = 'continue')) AS met,
-                 count(*) FILTER (WHERE p.state IN ('waiting', 'ready')) AS undecided,
-                 count(*) FILTER (WHERE p.state IN ('failed', 'cancelled')
-                                    AND e.on_failure IN ('fail', 'compensate')) AS fatal,
-                 jsonb_agg(p.name ORDER BY p.ordinal)
-                     FILTER (WHERE p.state IN ('failed', 'cancelled', 'skipped')) AS failed
-          FROM blackboard.flow_stages s
-          LEFT JOIN blackboard.flow_edges e
-                 ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
-          LEFT JOIN blackboard.flow_stages p
-                 ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
-          WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-            AND s.state = 'waiting'
-          GROUP BY s.name, s.join_need) v
+    FROM blackboard.flow_stages s
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS edges,
+               count(*) FILTER (WHERE p.state = 'completed' OR (p.state = 'skipped' AND e.on_failure <> 'skip')
+                                   OR (p.state IN ('failed', 'cancelled') AND e.on_failure = 'continue')) AS met,
+               count(*) FILTER (WHERE p.state IN ('waiting', 'ready')) AS undecided,
+               count(*) FILTER (WHERE p.state IN ('failed', 'cancelled')
+                                  AND e.on_failure IN ('fail', 'compensate')) AS fatal,
+               jsonb_agg(p.name ORDER BY p.ordinal)
+                   FILTER (WHERE p.state IN ('failed', 'cancelled', 'skipped')) AS failed
+        FROM blackboard.flow_edges e
+        JOIN blackboard.flow_stages p
+          ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
+        WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = s.name) v
+    -- In a form that does not invite a walk along flow_stages_open.
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
+      AND (s.state = 'waiting') IS TRUE;
+END
 $$;
 
 -- Takes a stage, and those between loop_to and it, back to waiting with new tasks; returns their names.
 CREATE FUNCTION blackboard.loop_stage(p_session_id uuid, p_flow_id uuid, p_name text, p_quality double precision)
 RETURNS text[]
 LANGUAGE plpgsql SET xmloption = 'document'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_stage blackboard.flow_stages;
@@ -692,6 +719,8 @@ $$;
 -- writing to are being ended, or will see the request when it is repeated.
 CREATE FUNCTION blackboard.stop_tasks(p_session_id uuid, p_tasks uuid[], p_code text, p_message text) RETURNS void
 LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     IF p_tasks IS NULL THEN
@@ -723,9 +752,12 @@ AS $$
 $$;
 
 -- Tasks of the flow have ended, or p_stages are to be looked at: everything that follows, and whether it is over.
--- Two tasks that end at once are settled one after the other: the flow's row is locked.
+-- Two tasks that end at once are settled one after the other: the flow's row is locked. Costs what it changes, and
+-- not what the flow or the session holds: must use tasks_pkey, flow_stages_pkey, flow_edges_depends_on.
 CREATE FUNCTION blackboard.settle_flow(p_session_id uuid, p_flow_id uuid, p_tasks uuid[], p_stages text[]) RETURNS void
 LANGUAGE plpgsql SET xmloption = 'document'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -734,7 +766,9 @@ DECLARE
     v_quality double precision;
     v_candidates text[] := p_stages;
     v_done text[] := '{}';
+    v_decided text[];
     v_changed text[];
+    v_errors jsonb;
     v_released text[] := '{}';
     v_stopped text[] := '{}';
 BEGIN
@@ -772,28 +806,30 @@ BEGIN
             END IF;
         END IF;
     END LOOP;
-    WITH ended AS (
+    WITH e AS MATERIALIZED (
+        SELECT s.name, s.task_id, t.status, q.quality, t.status = 'completed' AND s.min_quality IS NOT NULL
+                   AND coalesce(q.quality < s.min_quality, true) AS below,
+               CASE WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END AS error
+        FROM unnest(p_tasks) x (id)
+        JOIN blackboard.flow_tasks f ON f.session_id = p_session_id AND f.task_id = x.id AND f.flow_id = p_flow_id
+        JOIN blackboard.flow_stages s
+          ON s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = f.stage AND s.task_id = x.id
+        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        CROSS JOIN LATERAL (SELECT blackboard.stated_quality(s.quality, t.result) AS quality) q
+        WHERE t.completed_at IS NOT NULL
+          -- A dead task that was redriven and made it after all.
+          AND (s.state IN ('waiting', 'ready')
+               OR s.state = 'failed' AND t.status = 'completed' AND s.error ->> 'code' IS DISTINCT FROM 'quality')
+    ), ended AS (
         UPDATE blackboard.flow_stages s
-        SET state = CASE WHEN e.below THEN 'failed' WHEN t.status = 'dead' THEN 'failed' ELSE t.status END,
-            quality = blackboard.stated_quality(s.quality, t.result),
+        SET state = CASE WHEN e.below OR e.status = 'dead' THEN 'failed' ELSE e.status END, quality = e.quality,
             error = CASE WHEN e.below THEN jsonb_build_object(
                               'code', 'quality',
                               'message', format('Its quality is %s and must be %s at least, after %s rounds.',
                                                 coalesce(e.quality::text, 'not said'), s.min_quality, s.loops + 1))
-                         WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END
-        FROM blackboard.tasks t,
-             LATERAL (SELECT blackboard.stated_quality(s2.quality, t.result) AS quality,
-                             t.status = 'completed' AND coalesce(
-                                 blackboard.stated_quality(s2.quality, t.result) < s2.min_quality,
-                                 s2.min_quality IS NOT NULL) AS below
-                      FROM blackboard.flow_stages s2
-                      WHERE s2.session_id = p_session_id AND s2.flow_id = p_flow_id AND s2.task_id = t.id
-                        AND s2.task_id = ANY (p_tasks)) e
-        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.task_id = ANY (p_tasks)
-          AND t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NOT NULL
-          -- A dead task that was redriven and made it after all.
-          AND (s.state IN ('waiting', 'ready')
-               OR s.state = 'failed' AND t.status = 'completed' AND s.error ->> 'code' IS DISTINCT FROM 'quality')
+                         ELSE e.error END
+        FROM e
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = e.name AND s.task_id = e.task_id
         RETURNING s.name)
     SELECT array_agg(e.name) INTO v_done FROM ended e;
     IF v_flow.finished_at IS NOT NULL THEN
@@ -834,24 +870,24 @@ BEGIN
             SELECT e.stage FROM blackboard.flow_edges e
             WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = ANY (v_done));
         WHILE cardinality(v_candidates) > 0 LOOP
-            WITH changed AS (
-                UPDATE blackboard.flow_stages s
-                SET state = v.verdict,
-                    error = CASE v.verdict
-                                WHEN 'cancelled' THEN jsonb_build_object(
-                                    'code', 'dependency_failed', 'depends_on', v.failed,
-                                    'message', 'A stage that this one depends on did not complete.')
-                                WHEN 'skipped' THEN jsonb_build_object(
-                                    'code', 'skipped', 'depends_on', v.failed,
-                                    'message', 'A stage that this one depends on did not complete, '
-                                               'and its policy is to skip this one.') END
-                FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v
-                WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v.name
-                  AND v.verdict IS NOT NULL
-                RETURNING s.name, s.state)
-            SELECT coalesce(array_agg(c.name) FILTER (WHERE c.state <> 'ready'), '{}'),
-                   v_released || coalesce(array_agg(c.name) FILTER (WHERE c.state = 'ready'), '{}')
-            INTO v_changed, v_released FROM changed c;
+            -- By way of arrays and a map: joined, a thousand verdicts would meet a thousand stages.
+            SELECT coalesce(array_agg(v.name), '{}'), coalesce(array_agg(v.name) FILTER (WHERE v.verdict <> 'ready'), '{}'),
+                   jsonb_object_agg(v.name, CASE v.verdict
+                       WHEN 'ready' THEN NULL
+                       WHEN 'skipped' THEN jsonb_build_object(
+                           'code', 'skipped', 'depends_on', v.failed,
+                           'message', 'A stage that this one depends on did not complete, and its policy is to skip this one.')
+                       ELSE jsonb_build_object(
+                           'code', 'dependency_failed', 'depends_on', v.failed,
+                           'message', 'A stage that this one depends on did not complete.') END)
+            INTO v_decided, v_changed, v_errors
+            FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v WHERE v.verdict IS NOT NULL;
+            UPDATE blackboard.flow_stages s
+            SET state = CASE v_errors -> s.name ->> 'code' WHEN 'skipped' THEN 'skipped'
+                             WHEN 'dependency_failed' THEN 'cancelled' ELSE 'ready' END,
+                error = nullif(v_errors -> s.name, 'null')
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_decided);
+            v_released := v_released || array(SELECT unnest(v_decided) EXCEPT SELECT unnest(v_changed));
             v_stopped := v_stopped || v_changed;
             v_candidates := array(SELECT DISTINCT e.stage FROM blackboard.flow_edges e
                                   WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id
@@ -885,6 +921,8 @@ $$;
 -- The tasks of these stages wait for nothing of the flow any more; in a paused flow they are held.
 CREATE FUNCTION blackboard.release_stages(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS void
 LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     WITH n AS MATERIALIZED (
@@ -910,6 +948,8 @@ $$;
 -- Ends the flow when none of its stages is open any more: completed if all are completed or skipped, else failed.
 CREATE FUNCTION blackboard.finish_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
 LANGUAGE plpgsql SET xmloption = 'document'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -991,6 +1031,7 @@ END
 $$;
 
 -- What ends is looked at twice: by the tasks that depend on it, and by its flow.
+-- squawk-ignore renaming-object
 ALTER FUNCTION blackboard.settle_dependants(uuid, uuid[], boolean) RENAME TO settle_dependencies;
 CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
 LANGUAGE plpgsql
@@ -1047,7 +1088,8 @@ $$;
 CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN (NEW.has_dependants AND NEW.status IN ('pending', 'assigned', 'scheduled')
-          AND OLD.status NOT IN ('pending', 'assigned', 'scheduled'))
+          -- What was blocked is released by the flow, which looks itself.
+          AND OLD.status NOT IN ('pending', 'assigned', 'scheduled', 'blocked'))
     EXECUTE FUNCTION blackboard.hold_returned_stage();
 
 -- ------------------------------------------------------------------------------------------------------- verbs
@@ -1081,9 +1123,9 @@ BEGIN
         PERFORM blackboard.settle_flow(
             p_session_id, p_id, '{}', array(SELECT s.name FROM blackboard.flow_stages s
                                             WHERE s.session_id = p_session_id AND s.flow_id = p_id
-                                              AND NOT EXISTS (SELECT FROM blackboard.flow_edges e
-                                                              WHERE e.session_id = p_session_id AND e.flow_id = p_id
-                                                                AND e.stage = s.name)));
+                                            EXCEPT
+                                            SELECT e.stage FROM blackboard.flow_edges e
+                                            WHERE e.session_id = p_session_id AND e.flow_id = p_id));
     END IF;
     SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
     IF v_flow.digest <> v_digest THEN

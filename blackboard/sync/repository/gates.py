@@ -183,7 +183,7 @@ def _final(value: TaskStatus | str) -> str:
         status = TaskStatus(value)
     except ValueError:
         status = None
-    if status not in FINAL:
+    if status is None or status not in FINAL:
         known = ", ".join(sorted(FINAL))
         raise InvalidInput(f"Only finished tasks can be pruned; use some of {known}.", field="status")
     return status.value
