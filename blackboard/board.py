@@ -377,9 +377,7 @@ class Session:
         self.record = await self._sessions.update(self.id, goal=goal, context=context, key=key)
         return self.record
 
-    async def configure(
-        self, *, ageing: timedelta | None = None, retention: timedelta | None = None
-    ) -> SessionRecord:
+    async def configure(self, *, ageing: timedelta | None = None, retention: timedelta | None = None) -> SessionRecord:
         """Ageing and retention are as given; what is None stays, and zero ends it. See ``sessions.configure``.
 
         Raises:

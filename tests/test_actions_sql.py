@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from blackboard.errors import CONSTRAINTS
 from blackboard.ids import new_id
+from blackboard.sqlstates import CONSTRAINTS
 
 _ROLLBACK = ("modify", "deployment/checkout", {"action": "rollback", "version": "v1.2.3"})
 

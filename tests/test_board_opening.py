@@ -63,7 +63,7 @@ def own_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.lifecycle
 async def test_without_a_url_a_server_is_started_joined_and_migrated(own_place: Path) -> None:
     first, second = await asyncio.gather(Blackboard.open(), Blackboard.open())
-    assert str(own_place) in (os.environ["BLACKBOARD_DATA_DIR"],)
+    assert str(own_place) == os.environ["BLACKBOARD_DATA_DIR"]
     async with first, second:
         session = await first.start("a")
         assert (await second.session("a")).id == session.id
@@ -196,7 +196,7 @@ async def test_wrong_passwords_and_used_up_slots() -> None:
 
 async def test_a_password_that_is_wrong(server_url: str) -> None:
     # What the server would say, since the test server asks for none.
-    from blackboard.errors import from_sqlstate
+    from blackboard.sqlstates import from_sqlstate
 
     for state in ("28P01", "28000"):
         error = from_sqlstate(state, "password authentication failed")

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from blackboard import Blackboard
-from blackboard.errors import CONSTRAINTS, BudgetExceeded, NotPermitted, from_sqlstate
+from blackboard.errors import BudgetExceeded, NotPermitted
+from blackboard.sqlstates import CONSTRAINTS, from_sqlstate
 
 from .clitools import Cli
 from .test_budgets_concurrency import exact

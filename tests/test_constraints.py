@@ -8,7 +8,8 @@ import asyncpg
 import pytest
 
 from blackboard import Session, errors
-from blackboard.errors import CONSTRAINTS, BlackboardError
+from blackboard.errors import BlackboardError
+from blackboard.sqlstates import CONSTRAINTS
 from blackboard.store.driver_errors import from_asyncpg
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -45,7 +46,9 @@ async def names(db: Connection, tables: tuple[str, ...] | None = None) -> dict[s
 
 async def test_every_constraint_has_its_error(db: Connection) -> None:
     found = await names(db)
-    assert sorted(set(found) - set(CONSTRAINTS) - set(UNREACHABLE)) == [], "add them to blackboard.errors.CONSTRAINTS"
+    assert sorted(set(found) - set(CONSTRAINTS) - set(UNREACHABLE)) == [], (
+        "add them to blackboard.sqlstates.CONSTRAINTS"
+    )
     assert sorted(set(UNREACHABLE) - set(found)) == []
     assert sorted(set(UNREACHABLE) & set(CONSTRAINTS)) == []
 

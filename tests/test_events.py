@@ -68,7 +68,9 @@ async def test_commits_out_of_order(session: Session, connect: Connect) -> None:
     assert sorted(seen) == [0, 1, 2, 3]
 
 
-async def test_a_transaction_in_another_database_stalls_nobody(session: Session, server_url: str, db: Connection) -> None:
+async def test_a_transaction_in_another_database_stalls_nobody(
+    session: Session, server_url: str, db: Connection
+) -> None:
     with psycopg.connect(with_database(server_url, "postgres")) as elsewhere:
         elsewhere.execute("SELECT pg_current_xact_id()")
         start = await session.events.now()
@@ -77,7 +79,9 @@ async def test_a_transaction_in_another_database_stalls_nobody(session: Session,
         elsewhere.rollback()
 
 
-async def test_a_prepared_transaction_is_delivered_when_it_commits(session: Session, db: Connection, connect: Connect) -> None:
+async def test_a_prepared_transaction_is_delivered_when_it_commits(
+    session: Session, db: Connection, connect: Connect
+) -> None:
     other = await connect()
     gid = f"test-{uuid.uuid4().hex}"
     start = await session.events.now()
@@ -157,9 +161,7 @@ async def test_waiting_returns_on_the_event_or_in_time(session: Session, db: Con
     start = await session.events.now()
     nothing = await session.events.wait(start, timeout=timedelta(milliseconds=20))
     assert nothing.events == ()
-    waiting = asyncio.create_task(
-        session.events.wait(nothing.cursor, topics=["task.*"], timeout=timedelta(seconds=20))
-    )
+    waiting = asyncio.create_task(session.events.wait(nothing.cursor, topics=["task.*"], timeout=timedelta(seconds=20)))
     await eventually(lambda: _listening(session))
     await session.update(goal="something else")
     await db.execute(ADD, session.id, 7)
@@ -222,7 +224,9 @@ async def test_a_bound_handle_refuses_to_wait(board: Blackboard, session: Sessio
         await bound.events.wait(timeout=timedelta(seconds=1))
 
 
-@pytest.mark.parametrize("cursor", ["", "nonsense", "bb1.zz.1.", "bb1.00000000.x.", "bb1.00000000.1.2.3", "bb1" + ".1" * 9])
+@pytest.mark.parametrize(
+    "cursor", ["", "nonsense", "bb1.zz.1.", "bb1.00000000.x.", "bb1.00000000.1.2.3", "bb1" + ".1" * 9]
+)
 async def test_what_is_no_cursor(session: Session, cursor: str) -> None:
     if cursor == "":
         assert (await session.events.read(cursor)).events

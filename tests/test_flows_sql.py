@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from blackboard import Blackboard, Session, Stage, sequential
-from blackboard.errors import CONSTRAINTS, BlackboardError, Conflict, InvalidInput, InvalidTransition, NotPermitted
+from blackboard.errors import BlackboardError, Conflict, InvalidInput, InvalidTransition, NotPermitted
+from blackboard.sqlstates import CONSTRAINTS
 from blackboard.store.driver_errors import from_asyncpg
 
 from .conftest import Connect

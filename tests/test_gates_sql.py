@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 
 from blackboard import Agent, NewTask, Session
-from blackboard.errors import CONSTRAINTS, AlreadyExists
+from blackboard.errors import AlreadyExists
+from blackboard.sqlstates import CONSTRAINTS
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 SECOND = timedelta(seconds=1)

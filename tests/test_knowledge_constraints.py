@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from blackboard.errors import CONSTRAINTS
+from blackboard.sqlstates import CONSTRAINTS
 
 FINDING = "INSERT INTO blackboard.findings (session_id, agent_id, type, content{0}) VALUES ($1, 'a', 't', '0'{1})"
 HYPOTHESIS = "INSERT INTO blackboard.hypotheses (session_id, agent_id, statement{0}) VALUES ($1, 'a', 's'{1})"

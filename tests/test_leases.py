@@ -29,7 +29,9 @@ async def agent(session: Session) -> Agent:
     return await session.join("ops/worker")
 
 
-async def hold(db: Connection, session: Session, name: str = "ops/silent", term: str = "30 seconds") -> tuple[uuid.UUID, uuid.UUID, asyncpg.Record]:
+async def hold(
+    db: Connection, session: Session, name: str = "ops/silent", term: str = "30 seconds"
+) -> tuple[uuid.UUID, uuid.UUID, asyncpg.Record]:
     """A claim under a lease that no heartbeat renews."""
     lease_id, claim_id = uuid.uuid4(), uuid.uuid4()
     await db.execute("SELECT blackboard.start_lease($1, 'elsewhere', 1, CAST($2::text AS interval))", lease_id, term)
@@ -91,7 +93,8 @@ async def test_an_owner_that_renews_while_it_is_being_swept_keeps_its_work(
     await transaction.start()
     # The renewal holds the lease's row; the sweep must wait for it and then find the lease alive.
     await owner.execute(
-        "UPDATE blackboard.leases SET expires_at = blackboard.now() + term WHERE id = $1 AND lapsed_at IS NULL", lease_id
+        "UPDATE blackboard.leases SET expires_at = blackboard.now() + term WHERE id = $1 AND lapsed_at IS NULL",
+        lease_id,
     )
     sweep = asyncio.ensure_future(sweeper.fetchval("SELECT blackboard.tend_leases()"))
     await blocked(sweeper.get_server_pid())
@@ -143,7 +146,9 @@ async def test_the_longest_run_time_is_apart_from_the_lease(session: Session, db
     lease_id, _, row = await hold(db, session, term="1 hour")
     assert row["deadline_at"] is not None
     await clock.advance(timedelta(minutes=2))
-    assert await db.fetchval("SELECT blackboard.renew_lease($1)", lease_id) == 0, "the process lives, the attempt is over"
+    assert await db.fetchval("SELECT blackboard.renew_lease($1)", lease_id) == 0, (
+        "the process lives, the attempt is over"
+    )
     back = await session.tasks.get(added.id)
     assert (back.status, back.error["code"]) == ("scheduled", "timeout")
     assert len(await complete(db, session, row)) == 1
@@ -159,7 +164,9 @@ async def test_ending_a_lease_gives_everything_back_at_once(session: Session, ag
     assert len(await agent.tasks.claim()) == 1
 
 
-async def test_the_heartbeat_keeps_a_lease_longer_than_its_term(session: Session, database_url: str, db: Connection) -> None:
+async def test_the_heartbeat_keeps_a_lease_longer_than_its_term(
+    session: Session, database_url: str, db: Connection
+) -> None:
     await session.tasks.add("t")
     async with Blackboard.open(database_url, lease_term=timedelta(seconds=1)) as other:
         held = await (await other.session(session.id)).join("ops/steady")
@@ -199,7 +206,9 @@ async def test_kill_9_of_a_real_process(session: Session, agent: Agent, database
     assert (task.id, task.attempt) == (added.id, 2)
 
 
-async def test_a_process_that_slept_past_its_lease_gets_a_new_one(session: Session, db: Connection, database_url: str) -> None:
+async def test_a_process_that_slept_past_its_lease_gets_a_new_one(
+    session: Session, db: Connection, database_url: str
+) -> None:
     async with Blackboard.open(database_url) as other:
         sleeper = await (await other.session(session.id)).join("ops/sleeper")
         await session.tasks.add("t")

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from blackboard.errors import CONSTRAINTS
+from blackboard.sqlstates import CONSTRAINTS
 
 _NAME = "file:/src/main.py"
 

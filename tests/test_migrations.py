@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -80,7 +81,7 @@ def test_up_down_up_for_every_revision(empty_url: str) -> None:
         migrations.upgrade(empty_url, revision)
         assert migrations.current(empty_url) == revision
         seen[revision] = dump(empty_url, "--schema-only")
-    for older, revision in reversed([*zip(REVISIONS, REVISIONS[1:], strict=False)]):
+    for older, revision in reversed([*itertools.pairwise(REVISIONS)]):
         migrations.downgrade(empty_url, older)
         assert dump(empty_url, "--schema-only") == seen[older], f"the downgrade of {revision} leaves a trace"
         migrations.upgrade(empty_url, revision)

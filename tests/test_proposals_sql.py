@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from blackboard.errors import CONSTRAINTS
 from blackboard.ids import new_id
+from blackboard.sqlstates import CONSTRAINTS
 
 
 async def members(session: Any, count: int = 3, **options: Any) -> list[Any]:

@@ -11,16 +11,9 @@ import asyncpg
 import pytest
 
 from blackboard import Blackboard
-from blackboard.errors import (
-    CONSTRAINTS,
-    AlreadyExists,
-    IdempotencyConflict,
-    InvalidInput,
-    NotFound,
-    SessionClosed,
-    from_sqlstate,
-)
+from blackboard.errors import AlreadyExists, IdempotencyConflict, InvalidInput, NotFound, SessionClosed
 from blackboard.repository.schedules import task_id
+from blackboard.sqlstates import CONSTRAINTS, from_sqlstate
 from blackboard.sync import Blackboard as SyncBlackboard
 
 _BIG = "to_jsonb((SELECT string_agg(md5(n::text), '') FROM generate_series(1, 70000) n))"

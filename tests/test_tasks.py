@@ -116,9 +116,7 @@ async def test_completing_twice_changes_nothing(session: Session, agent: Agent) 
     assert await session.tasks.late_results(task.id) == []
 
 
-async def test_no_two_claimers_get_the_same_task(
-    board: Blackboard, session: Session, database_url: str
-) -> None:
+async def test_no_two_claimers_get_the_same_task(board: Blackboard, session: Session, database_url: str) -> None:
     await session.tasks.add_many([NewTask(type="t") for _ in range(300)])
     claimed: Counter[uuid.UUID] = Counter()
 
@@ -425,7 +423,9 @@ async def test_a_session_handle_cannot_claim(session: Session) -> None:
     assert refused.value.details["field"] == "agent_id"
 
 
-async def test_bound_handles_commit_with_the_callers_rows(board: Blackboard, session: Session, agent: Agent, db: Connection) -> None:
+async def test_bound_handles_commit_with_the_callers_rows(
+    board: Blackboard, session: Session, agent: Agent, db: Connection
+) -> None:
     await db.execute("CREATE TEMP TABLE mine (n int)")
     transaction = db.transaction()
     await transaction.start()

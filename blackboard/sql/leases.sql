@@ -18,4 +18,5 @@ WHERE id = CAST(:id AS uuid);
 -- The agents that were present under a lapsed lease are so under its successor. Locks: their memberships.
 UPDATE blackboard.memberships
 SET lease_id = CAST(:new_id AS uuid)
-WHERE lease_id = CAST(:old_id AS uuid) AND left_at IS NULL;
+WHERE lease_id = CAST(:old_id AS uuid) AND left_at IS NULL
+RETURNING session_id, agent_id;

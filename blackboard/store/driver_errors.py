@@ -8,15 +8,8 @@ from typing import Any
 import asyncpg
 import psycopg
 
-from ..errors import (
-    BlackboardError,
-    ConfigurationError,
-    InvalidInput,
-    ServerTooOld,
-    ServerUnreachable,
-    TransientError,
-    from_sqlstate,
-)
+from ..errors import BlackboardError, ConfigurationError, InvalidInput, ServerTooOld, ServerUnreachable, TransientError
+from ..sqlstates import from_sqlstate
 from .statements import Statement
 
 __all__ = [

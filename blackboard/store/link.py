@@ -15,7 +15,8 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ..errors import BlackboardError, ConfigurationError, ServerUnreachable, from_sqlstate
+from ..errors import BlackboardError, ConfigurationError, ServerUnreachable
+from ..sqlstates import from_sqlstate
 
 __all__ = ["Link", "Stopped", "Waker", "backoff", "parse_conninfo"]
 
