@@ -79,19 +79,22 @@ def bench(
 def _own_database(url: str) -> Generator[tuple[str, dict[str, str]]]:
     """A fresh database on the server of ``url``, and what of the server matters; dropped in the end."""
     import psycopg
-    from psycopg import sql
-
     from blackboard.errors import ConfigurationError
+    from blackboard.store.statements import statements
 
+    known = statements("bench")
     name = f"blackboard_bench_{uuid4().hex[:12]}"
-    database = sql.Identifier(name)
     with psycopg.connect(url, autocommit=True) as connection:
-        settings = {
-            one: str(connection.execute("SELECT current_setting(%s)", [one]).fetchall()[0][0])
-            for one in ("server_version", "fsync", "synchronous_commit", "shared_buffers")
-        }
+
+        def command(verb: str) -> bytes:
+            [(text,)] = connection.execute(known[verb].pyformat.encode(), {"name": name}).fetchall()
+            return str(text).encode()
+
+        cursor = connection.execute(known["server_settings"].pyformat.encode())
+        [values] = cursor.fetchall()
+        settings = {column.name: str(value) for column, value in zip(cursor.description or (), values, strict=True)}
         try:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(database))
+            connection.execute(command("create_database"))
         except psycopg.errors.InsufficientPrivilege as error:
             raise ConfigurationError(
                 "Measuring needs a database of its own, and this role may not create one: use a role with CREATEDB."
@@ -99,7 +102,7 @@ def _own_database(url: str) -> Generator[tuple[str, dict[str, str]]]:
         try:
             yield re.sub(r"^(postgresql://[^/?#]*)(/[^?#]*)?", rf"\1/{name}", url), settings
         finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+            connection.execute(command("drop_database"))
 
 
 async def _measure(url: str, tasks: int, rounds: int) -> list[Figure]:

@@ -1595,19 +1595,24 @@ BEGIN
         RETURN;
     END IF;
 
-    RETURN QUERY
-    WITH picked AS MATERIALIZED (
-        SELECT t.session_id, t.id FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-          AND (t.expires_at IS NULL OR t.expires_at > v_now)
-        ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
-    UPDATE blackboard.tasks t
-    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
-    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
-    RETURNING t.*;
-    GET DIAGNOSTICS v_got = ROW_COUNT;
-    v_left := v_left - v_got;
+    -- An update of nothing would still start its triggers.
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned' LIMIT 1;
+    IF FOUND THEN
+        RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+            lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        RETURNING t.*;
+        GET DIAGNOSTICS v_got = ROW_COUNT;
+        v_left := v_left - v_got;
+    END IF;
 
     WHILE v_left > 0 LOOP
         -- The highest priority below the last one at which any of the capabilities has something ready.
@@ -1843,26 +1848,32 @@ DECLARE
     v_done integer;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
+    -- The session comes from the list and not from the parameter, and the status is asked for and not the lease: then
+    -- no scan of the session's tasks, and none of tasks_leased, can be mistaken for cheap while they look empty.
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result))
     UPDATE blackboard.tasks t
     SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
         error = NULL
-    FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
-    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
-      AND t.lease_id IS NOT NULL;
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running';
     GET DIAGNOSTICS v_done = ROW_COUNT;
     IF v_done = cardinality(p_ids) THEN
         RETURN;
     END IF;
     RETURN QUERY
-    WITH refused AS (
-        SELECT x.id, x.claim_id, x.attempt, x.result
-        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
-        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result)
+    ), refused AS MATERIALIZED (
+        SELECT x.id, x.claim_id, x.attempt, x.result, t.id IS NOT NULL AS known
+        FROM x LEFT JOIN blackboard.tasks t ON t.session_id = x.session_id AND t.id = x.id
         WHERE (t.status, t.claim_id, t.attempt) IS DISTINCT FROM ('completed', x.claim_id, x.attempt)
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, result)
-        SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r
-        WHERE EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = r.id)
+        SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r WHERE r.known
         ON CONFLICT DO NOTHING)
     SELECT r.id FROM refused r;
 END
@@ -2417,6 +2428,18 @@ BEGIN
     PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
+    -- The session comes from the list and not from the parameter: then no scan of the session's tasks can be mistaken
+    -- for cheap while they look empty.
+    WITH x AS MATERIALIZED (
+        SELECT u.session_id, u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
+               CASE WHEN u.outcome <> 'retry' THEN u.outcome
+                    WHEN o.cancel_requested THEN 'cancelled'
+                    WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
+                    ELSE 'scheduled' END AS status
+        FROM (SELECT p_session_id AS session_id, w.*
+              FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
+                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) OFFSET 0) u
+        JOIN blackboard.tasks o ON o.session_id = u.session_id AND o.id = u.id)
     UPDATE blackboard.tasks t
     SET status = x.status, lease_id = NULL, deadline_at = NULL,
         max_attempts = coalesce(x.max_attempts, t.max_attempts),
@@ -2426,16 +2449,9 @@ BEGIN
                       THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
                       ELSE t.run_at END,
         completed_at = CASE WHEN x.status <> 'scheduled' THEN v_now END
-    FROM (SELECT u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
-                 CASE WHEN u.outcome <> 'retry' THEN u.outcome
-                      WHEN o.cancel_requested THEN 'cancelled'
-                      WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
-                      ELSE 'scheduled' END AS status
-          FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
-                   u (id, claim_id, attempt, error, outcome, delay, max_attempts)
-          JOIN blackboard.tasks o ON o.session_id = p_session_id AND o.id = u.id) x
-    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
-      AND t.lease_id IS NOT NULL
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
     RETURNING t.id, t.status;
     GET DIAGNOSTICS v_done = ROW_COUNT;
     IF v_done = cardinality(p_ids) THEN
@@ -5902,7 +5918,6 @@ $$;
 
 CREATE FUNCTION blackboard.prune_tasks(p_session_id uuid, p_before timestamp with time zone, p_statuses text[], p_after uuid, p_scan integer, p_dry_run boolean, p_actor text, OUT next uuid, OUT pruned integer) RETURNS record
     LANGUAGE plpgsql
-    SET "blackboard.pruning" TO 'on'
     AS $$
 DECLARE
     v_seen uuid[];
@@ -5931,6 +5946,8 @@ BEGIN
         WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.completed_at < p_before
           AND t.status = ANY (p_statuses)
         ORDER BY t.id FOR UPDATE SKIP LOCKED) w;
+    -- Not in a SET clause: only a superuser may name a setting of our own there.
+    PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
     DELETE FROM blackboard.task_dependencies d
     WHERE d.session_id = p_session_id AND (d.depends_on_id = ANY (v_ids) OR d.task_id = ANY (v_ids));
     DELETE FROM blackboard.late_results r WHERE r.session_id = p_session_id AND r.task_id = ANY (v_ids);
@@ -5940,6 +5957,7 @@ BEGIN
     DELETE FROM blackboard.task_keys k USING gone g
     WHERE k.session_id = p_session_id AND k.key = g.key AND k.task_id = g.task_id;
     DELETE FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
+    PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
     pruned := coalesce(cardinality(v_ids), 0);
     DELETE FROM blackboard.limit_usage u
     WHERE u.session_id = p_session_id AND u.key <> '' AND u.running = 0 AND NOT u.waiting
@@ -6550,6 +6568,9 @@ BEGIN
     PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.delay, u.error
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) u (id, claim_id, attempt, delay, error))
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
                       WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
@@ -6563,9 +6584,9 @@ BEGIN
                      WHEN x.error IS NOT NULL
                      THEN x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id) END,
         lease_id = NULL, deadline_at = NULL, started_at = NULL, released = t.released + 1
-    FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) x (id, claim_id, attempt, delay, error)
-    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
-      AND t.lease_id IS NOT NULL
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
     RETURNING t.id, t.status;
 END
 $$;
@@ -8469,6 +8490,21 @@ END
 $$;
 
 CREATE FUNCTION blackboard.why_task(p_session_id uuid, p_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_set(w.why, '{reasons}', (w.why -> 'reasons') || coalesce((
+        SELECT jsonb_agg(blackboard.reason(m.more ->> 'code', m.more ->> 'message', m.more - 'code' - 'message'))
+        FROM (SELECT blackboard.flow_reason(p_session_id, p_id) AS more
+              UNION ALL
+              SELECT blackboard.budget_reason(p_session_id, p_id)) m
+        -- A held task says by itself what holds it.
+        WHERE m.more IS NOT NULL AND NOT (w.why -> 'reasons') @> jsonb_build_array(
+                  jsonb_build_object('code', m.more -> 'code'))
+          AND w.why ->> 'status' NOT IN ('completed', 'failed', 'cancelled', 'dead')), '[]'))
+    FROM (SELECT blackboard.why_task_waits(p_session_id, p_id) AS why) w
+$$;
+
+CREATE FUNCTION blackboard.why_task_waits(p_session_id uuid, p_id uuid) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     AS $$
 DECLARE

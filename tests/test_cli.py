@@ -323,7 +323,7 @@ def test_options_have_the_names_of_the_python_parameters():
         (("hypothesis", "evidence"), hypotheses.Hypotheses.add_evidence, set[str]()),
         (("hypothesis", "validate"), hypotheses.Hypotheses.validate, set[str]()),
         (("task", "list"), tasks.Tasks.list, set[str]()),
-        (("task", "add"), tasks.Tasks.add, set[str]()),
+        (("task", "add"), tasks.Tasks.add, {"unique_window"}),
         (("task", "reject"), tasks.Tasks.reject, set[str]()),
         (("proposal", "list"), proposals.Proposals.list, set[str]()),
         (("proposal", "open"), proposals.Proposals.open, set[str]()),

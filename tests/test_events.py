@@ -23,8 +23,8 @@ from blackboard.store.temporary import temporary_server
 from .conftest import Connect, eventually, with_database
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-ADD = """SELECT blackboard.add_tasks($1, ARRAY[gen_random_uuid()], ARRAY['t'], ARRAY[''], ARRAY[5]::smallint[],
-         ARRAY[jsonb_build_object('n', $2::int)], ARRAY[NULL]::jsonb[], 'writer')"""
+ADD = """INSERT INTO blackboard.tasks (session_id, type, parameters)
+         VALUES ($1, 't', jsonb_build_object('n', $2::int))"""
 
 
 def numbers(events: tuple[Event, ...]) -> list[int]:

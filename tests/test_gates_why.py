@@ -9,7 +9,7 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from blackboard import Agent, NewTask, Session
+from blackboard import Agent, NewTask, Session, Stage
 from blackboard.errors import InvalidInput, NotFound
 from blackboard.models.gates import Reason
 from blackboard.models.tasks import Dependency, Unique
@@ -190,3 +190,17 @@ async def test_prune_takes_events_too(session: Session, agent: Agent, clock: Clo
     dry = await session.tasks.prune(older_than=timedelta(days=1), events=True, dry_run=True)
     pruned = await session.tasks.prune(older_than=timedelta(days=1), events=True)
     assert dry.events == pruned.events and (pruned.events or 0) >= 6
+
+
+async def test_a_stage_that_waits_for_its_flow_and_an_empty_budget_say_so(session: Session) -> None:
+    agent = await session.join("ops/flows")
+    flow = await session.flows.create("f", [Stage("first", "t"), Stage("second", "t", after=["first"])])
+    second = next(stage for stage in flow.stages if stage.name == "second")
+    [reason] = (await session.tasks.why(second.task_id)).reasons
+    assert (reason.code, reason.details["stage"]) == ("flow_waiting", "second")
+    assert "first" in reason.message
+    await session.budgets.set("tokens", 10)
+    async with agent.budgets.spend(tokens=10) as spend:
+        spend.tokens = 10
+    task = await session.tasks.add("t")
+    assert "budget" in {reason.code for reason in (await session.tasks.why(task.id)).reasons}

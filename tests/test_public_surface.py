@@ -158,7 +158,7 @@ def test_the_arrows_go_down_only() -> None:
 @SOURCE
 def test_files_stay_small() -> None:
     # The mapping of every constraint is one table.
-    known = {"blackboard/errors.py"}
+    known = {"blackboard/sqlstates.py"}
     long = {
         str(file.relative_to(ROOT)): lines for file in modules() if (lines := len(file.read_text().splitlines())) > 700
     }

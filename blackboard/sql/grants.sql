@@ -11,9 +11,9 @@ GRANT INSERT ON
 GRANT INSERT, UPDATE ON
     blackboard.actions, blackboard.agents, blackboard.findings, blackboard.hypotheses,
     blackboard.hypothesis_assessments, blackboard.hypothesis_evidence, blackboard.leases, blackboard.limits,
-    blackboard.locks, blackboard.memberships, blackboard.pauses, blackboard.proposals, blackboard.schedules, blackboard.sessions, blackboard.spend,
-    blackboard.task_dependencies, blackboard.tasks, blackboard.votes, blackboard.agent_sessions,
-    blackboard.agent_findings, blackboard.agent_tasks
+    blackboard.locks, blackboard.memberships, blackboard.pauses, blackboard.proposals, blackboard.schedules,
+    blackboard.sessions, blackboard.spend, blackboard.task_dependencies, blackboard.tasks, blackboard.votes,
+    blackboard.agent_sessions, blackboard.agent_findings, blackboard.agent_tasks
     TO %1$I;
 GRANT UPDATE ON blackboard.liveness TO %1$I;
 GRANT INSERT, UPDATE, DELETE ON blackboard.lock_waiters, blackboard.requests TO %1$I;

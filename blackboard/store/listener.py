@@ -31,7 +31,7 @@ _IDLE_SECONDS = 30.0  # the connection is closed after this time without a use
 _UNLISTEN_SECONDS = 1.0  # waiters come and go; LISTEN is not undone and redone for each
 _RELISTEN_SECONDS = 30.0  # a standby refuses LISTEN until it is promoted, which cuts no connection
 _CLOSE_SECONDS = 0.5  # what close() grants the hints that are still to be sent
-_HEARD_POLL_SECONDS = 30.0  # between looks while LISTEN is in effect
+_HEARD_POLL_SECONDS = 15.0  # between looks while LISTEN is in effect
 _MAX_BACKOFF = 5.0
 _STABLE_SECONDS = 10.0  # a connection that lived this long resets the backoff
 _MAX_PENDING = 10_000  # hints kept while the server is away
@@ -179,7 +179,7 @@ class Listener:
             listen_url: used in place of ``conninfo`` where that leads through a pooler.
             channel: the NOTIFY channel.
             poll_interval: the longest that a wait lasts while nothing is heard; while LISTEN is in effect, when only a
-                sender that died after its commit can leave a hint out, it is half a minute.
+                sender that died after its commit can leave a hint out, it is a quarter of a minute.
             coalesce: the shortest time between two statements that send hints; the first is sent at once.
 
         Raises:

@@ -1058,19 +1058,24 @@ BEGIN
         RETURN;
     END IF;
 
-    RETURN QUERY
-    WITH picked AS MATERIALIZED (
-        SELECT t.session_id, t.id FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-          AND (t.expires_at IS NULL OR t.expires_at > v_now)
-        ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
-    UPDATE blackboard.tasks t
-    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
-        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
-    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
-    RETURNING t.*;
-    GET DIAGNOSTICS v_got = ROW_COUNT;
-    v_left := v_left - v_got;
+    -- An update of nothing would still start its triggers.
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned' LIMIT 1;
+    IF FOUND THEN
+        RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+            lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        RETURNING t.*;
+        GET DIAGNOSTICS v_got = ROW_COUNT;
+        v_left := v_left - v_got;
+    END IF;
 
     WHILE v_left > 0 LOOP
         -- The highest priority below the last one at which any of the capabilities has something ready.
@@ -1188,26 +1193,32 @@ DECLARE
     v_done integer;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
+    -- The session comes from the list and not from the parameter, and the status is asked for and not the lease: then
+    -- no scan of the session's tasks, and none of tasks_leased, can be mistaken for cheap while they look empty.
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result))
     UPDATE blackboard.tasks t
     SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
         error = NULL
-    FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
-    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
-      AND t.lease_id IS NOT NULL;
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running';
     GET DIAGNOSTICS v_done = ROW_COUNT;
     IF v_done = cardinality(p_ids) THEN
         RETURN;
     END IF;
     RETURN QUERY
-    WITH refused AS (
-        SELECT x.id, x.claim_id, x.attempt, x.result
-        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) x (id, claim_id, attempt, result)
-        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result)
+    ), refused AS MATERIALIZED (
+        SELECT x.id, x.claim_id, x.attempt, x.result, t.id IS NOT NULL AS known
+        FROM x LEFT JOIN blackboard.tasks t ON t.session_id = x.session_id AND t.id = x.id
         WHERE (t.status, t.claim_id, t.attempt) IS DISTINCT FROM ('completed', x.claim_id, x.attempt)
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, result)
-        SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r
-        WHERE EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = r.id)
+        SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r WHERE r.known
         ON CONFLICT DO NOTHING)
     SELECT r.id FROM refused r;
 END

@@ -1,8 +1,8 @@
 -- What a worker needs beyond single verbs: outcomes in batches, one look over many sessions, the end of one task with
 -- the claim of the next, dead letters by filter.
 
--- Nobody asks for it but those who look after dead letters: a completion cannot be matched to it. Not CONCURRENTLY: a revision is one
--- transaction, and there are few dead tasks to index.
+-- Nobody asks for it but those who look after dead letters: a completion cannot be matched to it. Not CONCURRENTLY: a
+-- revision is one transaction, and there are few dead tasks to index.
 -- squawk-ignore require-concurrent-index-creation
 CREATE INDEX tasks_dead ON blackboard.tasks (session_id, completed_at, id) WHERE status = 'dead';
 
@@ -54,6 +54,18 @@ BEGIN
     PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
+    -- The session comes from the list and not from the parameter: then no scan of the session's tasks can be mistaken
+    -- for cheap while they look empty.
+    WITH x AS MATERIALIZED (
+        SELECT u.session_id, u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
+               CASE WHEN u.outcome <> 'retry' THEN u.outcome
+                    WHEN o.cancel_requested THEN 'cancelled'
+                    WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
+                    ELSE 'scheduled' END AS status
+        FROM (SELECT p_session_id AS session_id, w.*
+              FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
+                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) OFFSET 0) u
+        JOIN blackboard.tasks o ON o.session_id = u.session_id AND o.id = u.id)
     UPDATE blackboard.tasks t
     SET status = x.status, lease_id = NULL, deadline_at = NULL,
         max_attempts = coalesce(x.max_attempts, t.max_attempts),
@@ -63,16 +75,9 @@ BEGIN
                       THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
                       ELSE t.run_at END,
         completed_at = CASE WHEN x.status <> 'scheduled' THEN v_now END
-    FROM (SELECT u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
-                 CASE WHEN u.outcome <> 'retry' THEN u.outcome
-                      WHEN o.cancel_requested THEN 'cancelled'
-                      WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
-                      ELSE 'scheduled' END AS status
-          FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
-                   u (id, claim_id, attempt, error, outcome, delay, max_attempts)
-          JOIN blackboard.tasks o ON o.session_id = p_session_id AND o.id = u.id) x
-    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
-      AND t.lease_id IS NOT NULL
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
     RETURNING t.id, t.status;
     GET DIAGNOSTICS v_done = ROW_COUNT;
     IF v_done = cardinality(p_ids) THEN
@@ -116,6 +121,9 @@ BEGIN
     PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.delay, u.error
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) u (id, claim_id, attempt, delay, error))
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
                       WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
@@ -129,9 +137,9 @@ BEGIN
                      WHEN x.error IS NOT NULL
                      THEN x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id) END,
         lease_id = NULL, deadline_at = NULL, started_at = NULL, released = t.released + 1
-    FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) x (id, claim_id, attempt, delay, error)
-    WHERE t.session_id = p_session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
-      AND t.lease_id IS NOT NULL
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
     RETURNING t.id, t.status;
 END
 $$;

@@ -1252,7 +1252,6 @@ CREATE FUNCTION blackboard.prune_tasks(
     p_actor text, OUT next uuid, OUT pruned integer
 )
 LANGUAGE plpgsql
-SET blackboard.pruning = 'on'
 AS $$
 DECLARE
     v_seen uuid[];
@@ -1281,6 +1280,8 @@ BEGIN
         WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.completed_at < p_before
           AND t.status = ANY (p_statuses)
         ORDER BY t.id FOR UPDATE SKIP LOCKED) w;
+    -- Not in a SET clause: only a superuser may name a setting of our own there.
+    PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
     DELETE FROM blackboard.task_dependencies d
     WHERE d.session_id = p_session_id AND (d.depends_on_id = ANY (v_ids) OR d.task_id = ANY (v_ids));
     DELETE FROM blackboard.late_results r WHERE r.session_id = p_session_id AND r.task_id = ANY (v_ids);
@@ -1290,6 +1291,7 @@ BEGIN
     DELETE FROM blackboard.task_keys k USING gone g
     WHERE k.session_id = p_session_id AND k.key = g.key AND k.task_id = g.task_id;
     DELETE FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
+    PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
     pruned := coalesce(cardinality(v_ids), 0);
     DELETE FROM blackboard.limit_usage u
     WHERE u.session_id = p_session_id AND u.key <> '' AND u.running = 0 AND NOT u.waiting

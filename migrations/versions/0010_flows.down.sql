@@ -1,3 +1,5 @@
+DROP FUNCTION blackboard.why_task(uuid, uuid);
+ALTER FUNCTION blackboard.why_task_waits(uuid, uuid) RENAME TO why_task;
 DROP TRIGGER hold_returned_stage ON blackboard.tasks;
 DROP TRIGGER keep_stage_task ON blackboard.tasks;
 DROP TRIGGER check_stages ON blackboard.task_dependencies;

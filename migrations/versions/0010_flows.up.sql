@@ -1518,3 +1518,21 @@ REVOKE EXECUTE ON FUNCTION
     blackboard.modify_flow(uuid, uuid, integer, jsonb, text, text),
     blackboard.complete_stage(uuid, uuid, uuid, integer, jsonb, double precision, text)
     FROM PUBLIC;
+
+-- What flows and budgets know of a task's waiting is told with the rest.
+-- squawk-ignore renaming-object
+ALTER FUNCTION blackboard.why_task(uuid, uuid) RENAME TO why_task_waits;
+CREATE FUNCTION blackboard.why_task(p_session_id uuid, p_id uuid) RETURNS jsonb
+LANGUAGE sql STABLE
+AS $$
+    SELECT jsonb_set(w.why, '{reasons}', (w.why -> 'reasons') || coalesce((
+        SELECT jsonb_agg(blackboard.reason(m.more ->> 'code', m.more ->> 'message', m.more - 'code' - 'message'))
+        FROM (SELECT blackboard.flow_reason(p_session_id, p_id) AS more
+              UNION ALL
+              SELECT blackboard.budget_reason(p_session_id, p_id)) m
+        -- A held task says by itself what holds it.
+        WHERE m.more IS NOT NULL AND NOT (w.why -> 'reasons') @> jsonb_build_array(
+                  jsonb_build_object('code', m.more -> 'code'))
+          AND w.why ->> 'status' NOT IN ('completed', 'failed', 'cancelled', 'dead')), '[]'))
+    FROM (SELECT blackboard.why_task_waits(p_session_id, p_id) AS why) w
+$$;

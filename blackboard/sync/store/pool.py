@@ -24,6 +24,9 @@ __all__ = ["PoolExecutor"]
 IDLE_SECONDS = 10.0
 """How long a connection stays open that nobody uses."""
 
+# Of one statement on its own: it was rolled back whole, as the victim of a deadlock is, and may succeed now.
+_ROLLED_BACK = frozenset({"0A000", "40001", "40P01"})
+
 _REAPER = "blackboard-idle-connections"
 
 RETRY_SECONDS = 0.1
@@ -33,8 +36,8 @@ RETRY_SECONDS = 0.1
 class PoolExecutor:
     """At most ``pool_size`` connections, the first opened at the first call; idle ones close after some seconds.
 
-    A call outside a transaction is repeated once, on a fresh connection, when its connection turns out to be dead:
-    every write of the board is idempotent by its client-made id. An asynchronous one belongs to the event loop that
+    A call outside a transaction is repeated once, on a fresh connection, when its connection turns out to be dead or
+    when it was the victim of a deadlock: every write of the board is idempotent by its client-made id. An asynchronous one belongs to the event loop that
     uses it, and to the next one when that is closed.
 
     Args:
@@ -147,7 +150,7 @@ class PoolExecutor:
 
     def _worth_repeating(self, error: ServerUnreachable | TransientError) -> bool:
         """Whether a second try makes sense; prepares it."""
-        if self._closed or (isinstance(error, TransientError) and error.details.get("sqlstate") != "0A000"):
+        if self._closed or (isinstance(error, TransientError) and error.details.get("sqlstate") not in _ROLLED_BACK):
             return False
         if timed_out(error):
             return False  # the caller has waited as long as he said
