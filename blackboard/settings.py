@@ -1,4 +1,4 @@
-"""Settings: arguments first, then ``BLACKBOARD_…`` variables, then ``blackboard.toml``, here or in the user's config."""
+"""Settings: arguments first, then ``BLACKBOARD_…`` variables, then ``blackboard.toml``, here or in the user's own."""
 
 from __future__ import annotations
 

@@ -79,6 +79,7 @@ def bench(
 def _own_database(url: str) -> Generator[tuple[str, dict[str, str]]]:
     """A fresh database on the server of ``url``, and what of the server matters; dropped in the end."""
     import psycopg
+
     from blackboard.errors import ConfigurationError
     from blackboard.store.statements import statements
 

@@ -37,8 +37,8 @@ class PoolExecutor:
     """At most ``pool_size`` connections, the first opened at the first call; idle ones close after some seconds.
 
     A call outside a transaction is repeated once, on a fresh connection, when its connection turns out to be dead or
-    when it was the victim of a deadlock: every write of the board is idempotent by its client-made id. An asynchronous one belongs to the event loop that
-    uses it, and to the next one when that is closed.
+    when it was the victim of a deadlock: every write of the board is idempotent by its client-made id. An asynchronous
+    pool belongs to the event loop that uses it, and to the next one when that is closed.
 
     Args:
         url: where the server is, as ``normalise_url`` accepts it.
