@@ -140,7 +140,7 @@ def test_everything_an_agent_can_say(tmp_path: Path) -> None:
               agents:
                 - a:
                     focus: x
-                    command: [claude, -p, "{focus}", 5]
+                    command: [my-agent, -p, "{focus}", 5]
                     capabilities: [analyze_logs, investigate]
                     expertise: {database: 0.9, network: 0}
                     restart: 2
@@ -154,7 +154,7 @@ def test_everything_an_agent_can_say(tmp_path: Path) -> None:
         )
     )
     a, b = spec.agents
-    assert a.program == Program(command=("claude", "-p", "{focus}", "5"))
+    assert a.program == Program(command=("my-agent", "-p", "{focus}", "5"))
     assert a.capabilities == ("analyze_logs", "investigate", "synthesize")
     assert a.expertise == {"database": 0.9, "network": 0.0}
     assert a.restart == Restart("on-failure", 2)
