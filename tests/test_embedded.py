@@ -101,8 +101,16 @@ def place_of(server: EmbeddedServer) -> Place:
 
 def postmasters(data_dir: Path) -> set[int]:
     cluster = str(data_dir / "pg")
-    shown = subprocess.run(["ps", "-ww", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    return {int(row.split()[0]) for row in shown.splitlines() if f"-D {cluster} " in row and "sh -c" not in row}
+    shown = subprocess.run(
+        ["ps", "-ww", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    found = {
+        int(row.split()[0]): int(row.split()[1])
+        for row in shown.splitlines()
+        if f"-D {cluster} " in row and "sh -c" not in row
+    }
+    # A backend just forked still shows its parent's arguments.
+    return {pid for pid, parent in found.items() if parent not in found}
 
 
 def watchers(data_dir: Path) -> set[int]:
