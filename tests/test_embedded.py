@@ -176,7 +176,7 @@ def test_eight_processes_start_one_server(room: Path) -> None:
         pids = {line(starter) for starter in starters}
     assert len(pids) == 1
     assert postmasters(data) == {int(pid) for pid in pids}
-    assert len(watchers(data)) == 1
+    assert wait_until(lambda: len(watchers(data)) == 1, DEADLINE)
 
 
 def test_eight_threads_start_one_server(room: Path) -> None:
@@ -603,13 +603,14 @@ def test_the_log_is_bounded(room: Path, monkeypatch: pytest.MonkeyPatch, by: str
 def test_a_killed_watcher_is_replaced_and_one_ends_with_its_server(room: Path) -> None:
     server = EmbeddedServer(room / "data")
     info = server.start()
+    assert wait_until(lambda: len(watchers(info.data_dir)) == 1, DEADLINE)
     (watcher,) = watchers(info.data_dir)
     os.kill(watcher, signal.SIGKILL)
     assert wait_until(lambda: not watchers(info.data_dir), DEADLINE)
     assert server.start() == info
-    assert len(watchers(info.data_dir)) == 1
+    assert wait_until(lambda: len(watchers(info.data_dir)) == 1, DEADLINE)
     assert server.start() == info
-    assert len(watchers(info.data_dir)) == 1
+    assert wait_until(lambda: len(watchers(info.data_dir)) == 1, DEADLINE)
     server.stop()
     assert wait_until(lambda: not watchers(info.data_dir), DEADLINE)
 
