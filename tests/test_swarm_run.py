@@ -35,7 +35,9 @@ async def test_a_parallel_investigation_ends_with_its_synthesis(
     assert outcome.result["inputs"]["ops/a"]["focus"] == "about a"
     assert set(outcome.result["inputs"]) == {"ops/a", "ops/b"}
     assert [task.status for task in outcome.tasks] == ["completed"] * 3
-    assert [agent.exits for agent in outcome.agents] == [(0,)] * 3
+    # Asked to end when all was done; the request may meet an interpreter that is ending already.
+    assert all(agent.exits in {(0,), (-15,)} for agent in outcome.agents), outcome.agents
+    assert len(outcome.agents) == 3
     assert outcome.logs is None
     assert not outcome.agents[0].log.exists()
     session = await board.session("inc")
@@ -253,7 +255,8 @@ async def test_when_the_time_is_up_the_synthesis_works_with_what_there_is(load: 
     assert outcome.timed_out
     assert set(outcome.result["inputs"]) == {"ops/b"}
     assert outcome.result["missing"] == {"ops/a": "cancelled", "ops/c": "cancelled"}
-    assert [agent.exits for agent in outcome.agents] == [(0,)] * 4
+    assert all(agent.exits in {(0,), (-15,)} for agent in outcome.agents), outcome.agents
+    assert len(outcome.agents) == 4
     assert UpdateKind.TIMED_OUT in {update.kind for update in watch.updates}
 
 

@@ -1040,7 +1040,8 @@ DECLARE
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
-                 WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id;
+                 WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id
+                 ORDER BY t.priority DESC, t.id;
     IF FOUND THEN
         RETURN;
     END IF;
