@@ -26,6 +26,8 @@ from blackboard.store import migrations
 from blackboard.store.binaries import find_binaries
 from blackboard.store.schema import include_name
 
+from .conftest import with_database
+
 pytestmark = pytest.mark.timeout(180)
 
 VERSIONS = Path(next(iter(blackboard_migrations.__path__))) / "versions"
@@ -307,7 +309,7 @@ async def test_a_database_with_another_collation(server_url: str) -> None:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {locale} ENCODING 'UTF8'".encode())
         except psycopg.errors.FeatureNotSupported:
             pytest.skip("this server knows no collation but C")
-    url = server_url.replace("/postgres", f"/{name}", 1)
+    url = with_database(server_url, name)
     try:
         await asyncio.to_thread(migrations.upgrade, url)
         await _work(url)
