@@ -122,7 +122,6 @@ def test_no_sql_is_built_in_python() -> None:
     # What must be text in code, and why.
     allowed = {
         "blackboard/work/heartbeat.py": "a connection of its own, below the executors",
-        "blackboard/work/beat.py": "a connection of its own, below the executors",
         "blackboard/store": "the store speaks to servers: transactions, listening, versions, migrations",
         "blackboard/sync": "generated",
         "migrations": "the migrations' own environment",
