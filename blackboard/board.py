@@ -1,11 +1,9 @@
-"""The handles: a blackboard, a session on it, an agent in that. They bind repositories to a connection and an actor."""
+"""The blackboard's own handle: opens the connections, starts and finds sessions, binds to a caller's connection."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,25 +12,12 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from .errors import HistoryNotAdopted, SchemaMissing, SchemaOutdated
-from .ids import new_id
-from .models.agents import AgentRecord
-from .models.picture import Picture
-from .models.sessions import SessionRecord, SessionStatus
-from .repository.actions import Actions
-from .repository.agents import Agents
-from .repository.budgets import Budgets
-from .repository.events import Events
-from .repository.findings import Findings
-from .repository.flows import Flows
-from .repository.hypotheses import Hypotheses
-from .repository.limits import Limits
-from .repository.locks import Locks
-from .repository.pictures import Pictures
-from .repository.proposals import Proposals
-from .repository.schedules import Scheduler, Schedules
-from .repository.scope import LeaseWatcher, Scope
+from .handles import Agent, Session
+from .lease import ProcessLease
+from .models.sessions import SessionRecord
+from .repository.schedules import Scheduler
+from .repository.scope import Scope
 from .repository.sessions import Sessions
-from .repository.tasks import Tasks
 from .settings import Settings, load_settings
 from .store import migrations
 from .store.binding import bind
@@ -42,12 +27,10 @@ from .store.executor import Executor
 from .store.listener import Listener
 from .store.statements import statements
 from .store.urls import normalise_url
-from .work.heartbeat import Heartbeat
 
 __all__ = ["Agent", "Blackboard", "Session"]
 
 _T = TypeVar("_T")
-_LEASES = statements("leases")
 _SCHEMA = statements("schema")
 
 
@@ -276,283 +259,6 @@ class BoundBlackboard:
 
     def _session(self, record: SessionRecord) -> Session:
         return Session(replace(self._scope(record.id), executor=self._executor), record, self.sessions)
-
-
-class Session:
-    """One problem that agents work on together.
-
-    Attributes:
-        record: as it was when this handle was made or last refreshed.
-        scope: what its repositories are bound to.
-        agents, findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, schedules, events: what is in
-            it.
-    """
-
-    def __init__(self, scope: Scope, record: SessionRecord, sessions: Sessions) -> None:
-        """Use ``Blackboard.start`` or ``Blackboard.session``."""
-        self.scope = scope
-        self._sessions = sessions
-        self.record = record
-        self.agents = Agents(scope)
-        self.findings = Findings(scope)
-        self.hypotheses = Hypotheses(scope)
-        self.tasks = Tasks(scope)
-        self.flows = Flows(scope)
-        self.proposals = Proposals(scope)
-        self.actions = Actions(scope)
-        self.limits = Limits(scope)
-        self.locks = Locks(scope)
-        self.budgets = Budgets(scope)
-        self.schedules = Schedules(scope)
-        self.events = Events(scope)
-
-    def __repr__(self) -> str:
-        return f"<Session {self.record.name!r} {self.id}>"
-
-    @property
-    def id(self) -> UUID:
-        """The session's id."""
-        return self.record.id
-
-    @property
-    def name(self) -> str:
-        """The session's name."""
-        return self.record.name
-
-    async def join(
-        self,
-        agent_id: str,
-        *,
-        capabilities: Sequence[str] | None = None,
-        expertise: Mapping[str, float] | None = None,
-        capacity: int | None = None,
-        role: str | None = None,
-        vote_weight: float | None = None,
-    ) -> Agent:
-        """The agent is a member, present while this process lives; see ``agents.join`` for arguments and errors."""
-        record = await self.agents.join(
-            agent_id,
-            capabilities=capabilities,
-            expertise=expertise,
-            capacity=capacity,
-            role=role,
-            vote_weight=vote_weight,
-            lease_id=await self.scope.leases.current(),
-        )
-        return self._agent(record)
-
-    async def agent(self, agent_id: str) -> Agent:
-        """The handle of a member, without taking over its presence: for who speaks for an agent that lives elsewhere.
-
-        Raises:
-            NotFound: it is no member.
-        """
-        return self._agent(await self.agents.get(agent_id))
-
-    def _agent(self, record: AgentRecord) -> Agent:
-        scope = replace(self.scope, actor=record.id, agent_id=record.id, capabilities=record.capabilities)
-        return Agent(scope, record, self)
-
-    async def board(self, *, limit: int = 100) -> Picture:
-        """The whole picture in one call and one snapshot: context, findings, hypotheses, tasks, proposals, actions.
-
-        Args:
-            limit: most items of each kind, newest or strongest first; the counts are of all.
-        """
-        return await Pictures(self.scope).get(limit=limit)
-
-    async def refresh(self) -> SessionRecord:
-        """``record`` is as the database has it now."""
-        self.record = await self._sessions.get(self.id)
-        return self.record
-
-    async def update(self, *, goal: str | None = None, context: Any = None, key: str | None = None) -> SessionRecord:
-        """Goal or context is as given; what is None stays.
-
-        Raises:
-            IdempotencyConflict: ``key`` was used for another call.
-            InvalidInput: a value is refused.
-            SessionClosed: it is completed or failed.
-        """
-        self.record = await self._sessions.update(self.id, goal=goal, context=context, key=key)
-        return self.record
-
-    async def configure(self, *, ageing: timedelta | None = None, retention: timedelta | None = None) -> SessionRecord:
-        """Ageing and retention are as given; what is None stays, and zero ends it. See ``sessions.configure``.
-
-        Raises:
-            InvalidInput: a value is refused.
-            SessionClosed: it is completed or failed.
-        """
-        self.record = await self._sessions.configure(self.id, ageing=ageing, retention=retention)
-        return self.record
-
-    async def pause(self) -> SessionRecord:
-        """No task is handed out any more until ``resume``; what runs goes on.
-
-        Raises:
-            SessionClosed: it is completed or failed.
-        """
-        self.record = await self._sessions.update(self.id, status=SessionStatus.PAUSED)
-        return self.record
-
-    async def resume(self) -> SessionRecord:
-        """Tasks are handed out again.
-
-        Raises:
-            SessionClosed: it is completed or failed.
-        """
-        self.record = await self._sessions.update(self.id, status=SessionStatus.ACTIVE)
-        return self.record
-
-    async def close(
-        self, *, outcome: Any = None, status: SessionStatus | str = SessionStatus.COMPLETED
-    ) -> SessionRecord:
-        """The session is over, once; see ``sessions.close`` for what becomes of its open rows, and for errors."""
-        self.record = await self._sessions.close(self.id, outcome=outcome, status=status)
-        return self.record
-
-
-class Agent:
-    """A knowledge source at work in one session; what it writes is signed with its id.
-
-    Attributes:
-        record: as it was when it joined.
-        scope: what its repositories are bound to.
-        session: where it works.
-        findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, events: what it can read and write.
-    """
-
-    def __init__(self, scope: Scope, record: AgentRecord, session: Session) -> None:
-        """Use ``Session.join``."""
-        self.scope = scope
-        self.record = record
-        self.session = session
-        self.findings = Findings(scope)
-        self.hypotheses = Hypotheses(scope)
-        self.tasks = Tasks(scope)
-        self.flows = Flows(scope)
-        self.proposals = Proposals(scope)
-        self.actions = Actions(scope)
-        self.limits = Limits(scope)
-        self.locks = Locks(scope)
-        self.budgets = Budgets(scope)
-        self.events = Events(scope)
-
-    def __repr__(self) -> str:
-        return f"<Agent {self.id!r} in {self.session.name!r}>"
-
-    @property
-    def id(self) -> str:
-        """The agent's id."""
-        return self.record.id
-
-    async def leave(self) -> None:
-        """The agent is no member any more; what it holds stays with its process's lease.
-
-        Raises:
-            NotFound: it had left already and was removed.
-        """
-        await Agents(self.scope).leave(self.id)
-
-
-class ProcessLease:
-    """The one lease of this process on this board: started at the first need, kept by a heartbeat of its own."""
-
-    def __init__(self, url: str, executor: Executor, term: timedelta) -> None:
-        """Nothing is held yet."""
-        self._url = url
-        self._executor = executor
-        self._term = term
-        self._heartbeat: Heartbeat | None = None
-        self._last: UUID | None = None
-        self._pid = 0
-        self._starting = asyncio.Lock()
-        self._watchers: list[LeaseWatcher] = []
-        self._claiming: set[UUID] = set()
-        self._claims: set[UUID] = set()
-
-    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
-        """The watcher hears of the lease, from the heartbeat's thread, until what this returns is called."""
-        self._watchers.append(watcher)
-
-        def leave() -> None:
-            self._watchers.remove(watcher)
-            if not self._watchers:
-                self._claims.clear()
-                self._claiming.clear()
-
-        return leave
-
-    def begin_claim(self, claim_id: UUID) -> None:
-        """A claim of that id is about to be made; while somebody watches, it is known as one of this process."""
-        if self._watchers:
-            self._claiming.add(claim_id)
-
-    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
-        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
-        if claim_id in self._claiming:
-            self._claiming.discard(claim_id)
-            if held:
-                self._claims.add(claim_id)
-
-    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
-        """The claims of this process that may hold tasks, or only those that were answered already."""
-        return frozenset(self._claims) if answered else frozenset(self._claims | self._claiming)
-
-    def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
-        """These hold nothing any more."""
-        self._claims.difference_update(claim_ids)
-
-    async def current(self) -> UUID:
-        """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""
-        async with self._starting:
-            held = self._heartbeat
-            if held is not None and not held.lost and self._pid == os.getpid():
-                return held.lease_id
-            lease_id = new_id()
-            await self._executor.fetch_one(
-                _LEASES["start_lease"], id=lease_id, host=socket.gethostname(), pid=os.getpid(), term=self._term
-            )
-            if self._last is not None and self._pid == os.getpid():
-                # The agents of this process are there again. After a fork they are the parent's.
-                await self._executor.execute(_LEASES["move_presence"], old_id=self._last, new_id=lease_id)
-            self._last = lease_id
-            self._pid = os.getpid()
-            self._heartbeat = Heartbeat(
-                self._url,
-                lease_id,
-                self._term,
-                on_lost=lambda: self._tell_lost(lease_id),
-                on_count=lambda held: self._tell_count(lease_id, held),
-            )
-            self._heartbeat.start()
-            return lease_id
-
-    async def forget(self, lease_id: UUID) -> None:
-        """The server said that this lease has lapsed: the next ``current`` starts a new one."""
-        held = self._heartbeat
-        if held is not None and held.lease_id == lease_id:
-            self._heartbeat = None
-            await _apart(held.stop)
-            self._tell_lost(lease_id)
-
-    def _tell_lost(self, lease_id: UUID) -> None:
-        for watcher in tuple(self._watchers):
-            watcher.on_lost(lease_id)
-
-    def _tell_count(self, lease_id: UUID, held: int) -> None:
-        for watcher in tuple(self._watchers):
-            watcher.on_count(lease_id, held)
-
-    async def end(self) -> None:
-        """What the lease holds goes back at once."""
-        held, self._heartbeat = self._heartbeat, None
-        if held is None or self._pid != os.getpid():
-            return
-        await _apart(held.stop)
-        if not held.lost:
-            await self._executor.fetch_one(_LEASES["end_lease"], id=held.lease_id)
 
 
 async def _check_schema(url: str, executor: Executor, *, migrate: bool) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
+from uuid import UUID
 
 import orjson
 
@@ -41,7 +42,7 @@ def dump_json(value: Any, field: str) -> str:
         PayloadTooLarge: the text is longer than ``MAX_JSON_BYTES``.
     """
     try:
-        encoded = orjson.dumps(value, option=_OPTIONS)
+        encoded = orjson.dumps(value, _as_text, _OPTIONS)
     except TypeError as error:
         raise InvalidInput(f"{field} cannot be stored as JSON: {error}.", field=field) from error
     if len(encoded) > MAX_JSON_BYTES:
@@ -57,6 +58,13 @@ def dump_json(value: Any, field: str) -> str:
     if b"\\u0000" in encoded and _ZERO_BYTE.search(encoded):
         raise InvalidInput(f"{field} must not contain a zero byte (\\u0000); remove it.", field=field)
     return encoded.decode()
+
+
+def _as_text(value: Any) -> str:
+    # asyncpg has a class of its own for the ids in what it reads; orjson takes no subclass of UUID.
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError
 
 
 def load_json(text: str | None) -> Any:

@@ -238,6 +238,24 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.add_plain_task(p_session_id uuid, p_id uuid, p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_actor text, p_hint boolean) RETURNS TABLE(created_at timestamp with time zone, created_by text)
+    LANGUAGE plpgsql
+    SET xmlbinary TO 'hex'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    RETURN QUERY
+    INSERT INTO blackboard.tasks AS t (session_id, id, type, capability, priority, parameters)
+    VALUES (p_session_id, p_id, p_type, p_capability, p_priority, p_parameters)
+    ON CONFLICT (session_id, id) DO NOTHING
+    RETURNING t.created_at, t.created_by;
+    IF p_hint AND FOUND AND current_setting('blackboard.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('blackboard', p_session_id::text || ' tasks.ready');
+    END IF;
+END
+$$;
+
 CREATE FUNCTION blackboard.current_actor() RETURNS text
     LANGUAGE sql STABLE
     AS $$ SELECT coalesce(nullif(pg_catalog.current_setting('blackboard.actor', true), ''), session_user::text) $$;
@@ -556,12 +574,8 @@ DECLARE
     v_gate record;
 BEGIN
     PERFORM blackboard.tend_gates(p_session_id, p_now);
-    SELECT t.capability INTO v_capability FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.id = p_id
-      AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-      AND (t.expires_at IS NULL OR t.expires_at > p_now)
-    FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
+    v_capability := blackboard.pick_task(p_session_id, p_id, p_agent_id, p_now);
+    IF v_capability IS NULL THEN
         RETURN false;
     END IF;
     PERFORM 1 FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.kind = 'capability'
@@ -921,6 +935,14 @@ BEGIN
     FROM unnest(v_confidences, v_weights) WITH ORDINALITY u (c, w, position);
     RETURN v_result;
 END
+$$;
+
+CREATE FUNCTION blackboard.any_pruned(p_session_id uuid, p_txs bigint[]) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (SELECT FROM blackboard.pruned_events p, unnest(p_txs) x (tx)
+                   WHERE p.session_id = p_session_id AND x.tx <= p.tx AND x.tx <> ALL (p.kept)
+                     AND (x.tx < p.taken_from OR x.tx = ANY (p.taken)))
 $$;
 
 CREATE TABLE blackboard.actions (
@@ -1451,6 +1473,65 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.claim_above_floors(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_now timestamp with time zone, p_floors jsonb) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_got integer;
+    v_below integer := 11;
+    v_priority smallint;
+    v_capability text;
+    v_head text;
+    v_floor bigint;
+    v_floors jsonb := p_floors;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT max(h.priority) INTO v_priority
+        FROM unnest(p_capabilities) c (capability), generate_series(0, v_below - 1) q (priority),
+             LATERAL (SELECT t.priority FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.capability = c.capability
+                        AND t.priority = q.priority::smallint AND t.status = 'pending'
+                        AND t.position > coalesce((v_floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                      ORDER BY t.position LIMIT 1) h;
+        EXIT WHEN v_priority IS NULL;
+        FOREACH v_capability IN ARRAY p_capabilities LOOP
+            v_head := v_priority || ' ' || v_capability;
+            v_floor := coalesce((v_floors ->> v_head)::bigint, 0);
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.session_id, t.id, t.position FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending' AND t.position > v_floor
+                  AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED
+            ), highest AS MATERIALIZED (
+                SELECT set_config('blackboard.floor', max(p.position)::text, true) FROM picked p HAVING count(*) > 0)
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now,
+                deadline_at = p_now + t.timeout, progress = NULL
+            FROM highest, picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            RETURNING t.*;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            IF v_got > 0 THEN
+                v_floors := v_floors || jsonb_build_object(v_head, current_setting('blackboard.floor')::bigint);
+                v_left := v_left - v_got;
+            END IF;
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        v_below := v_priority;
+    END LOOP;
+    PERFORM blackboard.note_floors(p_session_id, v_floors, NULL);
+END
+$$;
+
 CREATE FUNCTION blackboard.claim_by_hand(p_session_id uuid, p_id uuid, p_agent_id text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
     AS $$
@@ -1574,6 +1655,9 @@ DECLARE
     v_capability text;
     v_now timestamptz := blackboard.now();
     v_gated boolean;
+    v_floors jsonb;
+    v_began timestamptz;
+    v_took double precision;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -1615,6 +1699,15 @@ BEGIN
         v_left := v_left - v_got;
     END IF;
 
+    IF current_setting('blackboard.floors', true) <> '' THEN
+        SELECT f.floors INTO v_floors FROM blackboard.floors(p_session_id) f;
+        IF v_floors IS NOT NULL THEN
+            RETURN QUERY SELECT * FROM blackboard.claim_above_floors(p_session_id, p_agent_id, v_capabilities, p_lease_id,
+                                                                     p_claim_id, v_left, v_now, v_floors);
+            RETURN;
+        END IF;
+    END IF;
+    v_began := clock_timestamp();
     WHILE v_left > 0 LOOP
         -- The highest priority below the last one at which any of the capabilities has something ready.
         SELECT max(h.priority) INTO v_priority
@@ -1643,6 +1736,11 @@ BEGIN
         END LOOP;
         v_below := v_priority;
     END LOOP;
+    v_took := extract(epoch FROM clock_timestamp() - v_began);
+    IF v_took > 0.003 + 0.00006 * (p_limit - v_left) THEN
+        -- Slow for so few tasks: from the next claim on, what lies below is left out for a while.
+        PERFORM blackboard.note_floors(p_session_id, '{}', least(15, 40 * v_took));
+    END IF;
 END
 $$;
 
@@ -1853,7 +1951,9 @@ BEGIN
     -- no scan of the session's tasks, and none of tasks_leased, can be mistaken for cheap while they look empty.
     WITH x AS MATERIALIZED (
         SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
-        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result))
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result)
+        -- Locked in the order in which everybody locks many tasks.
+        ORDER BY u.id)
     UPDATE blackboard.tasks t
     SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
         error = NULL
@@ -2652,6 +2752,14 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.floors(p_session_id uuid) RETURNS TABLE(floors jsonb, until timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT n.note -> 'floors', (n.note ->> 'until')::timestamptz
+    FROM (SELECT nullif(current_setting('blackboard.floors', true), '')::jsonb -> p_session_id::text OFFSET 0) n (note)
+    WHERE (n.note ->> 'until')::timestamptz > blackboard.now()
+$$;
+
 CREATE FUNCTION blackboard.flow_binding(p_source text) RETURNS TABLE(source text, path text[])
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -2813,6 +2921,16 @@ CREATE FUNCTION blackboard.free_slots(p_session_ids uuid[], p_ids uuid[]) RETURN
 DECLARE
     v_freed record;
 BEGIN
+    -- The flow of a stage that goes back is locked at the end of the transaction (hold_returned_stage), and whoever ends
+    -- another stage has it locked when it comes here: flows come before counters.
+    PERFORM 1 FROM blackboard.flows f
+    WHERE (f.session_id, f.id) IN (
+        SELECT w.session_id, w.flow_id
+        FROM unnest(p_session_ids, p_ids) g (session_id, id)
+        JOIN blackboard.tasks t ON t.session_id = g.session_id AND t.id = g.id
+        JOIN blackboard.flow_tasks w ON w.session_id = t.session_id AND w.task_id = t.id
+        WHERE t.has_dependants AND t.status IN ('pending', 'assigned', 'scheduled'))
+    ORDER BY f.session_id, f.id FOR UPDATE;
     FOR v_freed IN
         WITH freed AS (
             DELETE FROM blackboard.task_slots s USING unnest(p_session_ids, p_ids) g (session_id, id)
@@ -2923,11 +3041,7 @@ BEGIN
         ON CONFLICT DO NOTHING;
     END IF;
     IF current_setting('blackboard.slots', true) = 'locked' THEN
-        SELECT array_agg(x.i) INTO v_locked FROM (
-            SELECT n.i FROM unnest(v_limits, v_keys) WITH ORDINALITY n (limit_id, key, i)
-            JOIN blackboard.limit_usage u
-              ON u.session_id = p_session_id AND u.limit_id = n.limit_id AND u.key = n.key
-            ORDER BY n.i FOR UPDATE OF u SKIP LOCKED) x;
+        v_locked := blackboard.try_counters(p_session_id, v_limits, v_keys);
     ELSE
         SELECT array_agg(x.i) INTO v_locked FROM (
             SELECT n.i FROM unnest(v_limits, v_keys) WITH ORDINALITY n (limit_id, key, i)
@@ -4376,30 +4490,50 @@ CREATE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
-    v_tx bigint := blackboard.current_tx();
-    v_actor text := blackboard.current_actor();
-    v_sessions uuid[] := array(SELECT DISTINCT n.session_id FROM new_rows n);
+    v_tx bigint;
+    v_actor text;
+    v_session_id uuid := (SELECT n.session_id FROM new_rows n LIMIT 1);
 BEGIN
-    PERFORM blackboard.check_sessions(v_sessions);
-    IF EXISTS (SELECT FROM new_rows n
-               WHERE n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
-                  OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0) THEN
-        PERFORM blackboard.raise('BB003', 'A task is not born running, blocked or finished: add it, then claim it.',
-                                 '{"noun": "task", "field": "status"}');
+    IF v_session_id IS NULL THEN
+        RETURN NULL;
     END IF;
+    -- One look for what is rare: several sessions in one statement, or rows that no task begins as.
+    PERFORM 1 FROM new_rows n
+    WHERE n.session_id <> v_session_id OR n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
+       OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0 LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM blackboard.check_sessions(ARRAY[v_session_id]);
+    ELSE
+        PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+        PERFORM 1 FROM new_rows n
+        WHERE n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
+           OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0 LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB003', 'A task is not born running, blocked or finished: add it, then claim it.',
+                                     '{"noun": "task", "field": "status"}');
+        END IF;
+    END IF;
+    v_tx := blackboard.current_tx();
+    v_actor := blackboard.current_actor();
     -- What is not named here has its column's default.
     INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
     SELECT n.session_id, v_tx, v_actor, 'task.created', n.id,
-           jsonb_build_object('type', n.type, 'capability', n.capability, 'priority', n.priority,
-                              'status', n.status, 'assigned_to', n.assigned_to, 'run_at', n.run_at,
-                              'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
-           || CASE WHEN n.timeout IS NULL AND n.max_attempts = 5 AND n.retry_delay = interval '1 second'
-                        AND NOT n.requires_approval THEN '{}'
-                   ELSE jsonb_build_object('timeout', n.timeout, 'max_attempts', n.max_attempts,
-                                           'retry_delay', n.retry_delay, 'requires_approval', n.requires_approval,
-                                           'approved_by', n.approved_by) END
+           CASE WHEN n.timeout IS NULL AND n.max_attempts = 5 AND n.retry_delay = interval '1 second'
+                     AND NOT n.requires_approval
+                THEN jsonb_build_object(
+                         'type', n.type, 'capability', n.capability, 'priority', n.priority, 'status', n.status,
+                         'assigned_to', n.assigned_to, 'run_at', n.run_at,
+                         'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+                ELSE jsonb_build_object(
+                         'type', n.type, 'capability', n.capability, 'priority', n.priority, 'status', n.status,
+                         'assigned_to', n.assigned_to, 'run_at', n.run_at,
+                         'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END,
+                         'timeout', n.timeout, 'max_attempts', n.max_attempts, 'retry_delay', n.retry_delay,
+                         'requires_approval', n.requires_approval, 'approved_by', n.approved_by) END
     FROM new_rows n ORDER BY n.position;
-    PERFORM blackboard.hint(s, 'tasks') FROM unnest(v_sessions) s;
+    IF current_setting('xmlbinary') <> 'hex' THEN
+        PERFORM blackboard.hint(s.session_id, 'tasks.ready') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -4411,82 +4545,126 @@ CREATE FUNCTION blackboard.history_tasks_update() RETURNS trigger
     SET enable_hashjoin TO 'on'
     AS $$
 DECLARE
-    v_tx bigint := blackboard.current_tx();
-    v_actor text := blackboard.current_actor();
+    v_tx bigint;
+    v_actor text;
+    v_one record;
+    v_same boolean;
 BEGIN
-    -- The two hot steps, whole statements of them, need no look at what each row was before.
-    IF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'running')
-       AND NOT EXISTS (SELECT FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned')) THEN
-        INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
-        SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.started_at, v_actor, 'task.assigned', n.id,
-               jsonb_build_object('status', 'running', 'assigned_to', n.assigned_to, 'attempt', n.attempt,
-                                  'lease_id', n.lease_id)
-        FROM new_rows n;
-        PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
-        RETURN NULL;
-    ELSIF NOT EXISTS (SELECT FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants OR n.limited)
-       AND NOT EXISTS (SELECT FROM old_rows o WHERE o.status <> 'running') THEN
-        INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
-        SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.completed_at, v_actor, 'task.completed', n.id,
-               CASE WHEN n.result IS NULL THEN '{"status": "completed", "lease_id": null}'::jsonb
-                    ELSE jsonb_build_object('status', 'completed', 'lease_id', NULL, 'result',
-                                            CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END) END
-        FROM new_rows n;
-        PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
+    SELECT n.status, n.assigned_to, n.attempt, n.lease_id INTO v_one FROM new_rows n LIMIT 1;
+    IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
-    SELECT n.session_id, v_tx, v_actor,
-           -- The fence only grows, and nobody takes over a claim by rewriting it.
-           CASE WHEN n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
-                     OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
-                THEN NULL
-                WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
-                WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
-                WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
-                ELSE 'task.updated' END,
-           n.id,
-           CASE
-               WHEN n.status = 'running' AND o.status <> 'running' THEN
-                   jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
-                                      'lease_id', n.lease_id)
-               WHEN n.status = 'completed' AND o.status <> 'completed' THEN
-                   jsonb_build_object('status', n.status, 'lease_id', NULL,
-                                      'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
-               WHEN n.status <> o.status THEN
-                   jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
-                                      'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
-                                      'blockers', n.blockers, 'released', n.released,
-                                      'cancel_requested', n.cancel_requested, 'held', n.held)
-               ELSE
-                   CASE WHEN n.progress IS DISTINCT FROM o.progress
-                        THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
-                   || CASE WHEN n.cancel_requested <> o.cancel_requested
-                           THEN jsonb_build_object('cancel_requested', n.cancel_requested) ELSE '{}' END
-                   || CASE WHEN n.blockers <> o.blockers
-                           THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
-                   || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
-                                 n.timeout, n.approved_by, n.capability, n.retry_delay, n.error, n.held)
-                                IS DISTINCT FROM
-                                (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
-                                 o.timeout, o.approved_by, o.capability, o.retry_delay, o.error, o.held)
-                           THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
-                                                   'run_at', n.run_at, 'max_attempts', n.max_attempts,
-                                                   'parameters', n.parameters, 'result', n.result,
-                                                   'timeout', n.timeout, 'approved_by', n.approved_by,
-                                                   'capability', n.capability, 'retry_delay', n.retry_delay,
-                                                   'error', n.error, 'held', n.held)
-                           ELSE '{}' END
-           END
-    FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
-    WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
-       OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
-       OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
-       OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
-           n.capability, n.retry_delay, n.error, n.held)
-          IS DISTINCT FROM
-          (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
-           o.capability, o.retry_delay, o.error, o.held);
+    v_tx := blackboard.current_tx();
+    v_actor := blackboard.current_actor();
+    -- The two hot steps, whole statements of them, need no look at what each row was before.
+    IF v_one.status = 'running' THEN
+        PERFORM 1 FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned') LIMIT 1;
+        IF NOT FOUND THEN
+            PERFORM 1 FROM new_rows n
+            WHERE n.status <> 'running' OR n.attempt <> v_one.attempt OR n.lease_id <> v_one.lease_id
+               OR n.assigned_to <> v_one.assigned_to LIMIT 1;
+            v_same := NOT FOUND;
+            IF NOT v_same THEN
+                PERFORM 1 FROM new_rows n WHERE n.status <> 'running' LIMIT 1;
+            END IF;
+            IF NOT FOUND THEN
+                INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
+                SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.started_at, v_actor, 'task.assigned', n.id,
+                       CASE WHEN v_same THEN one.data
+                            ELSE jsonb_build_object('status', 'running', 'assigned_to', n.assigned_to,
+                                                    'attempt', n.attempt, 'lease_id', n.lease_id) END
+                FROM (SELECT jsonb_build_object('status', 'running', 'assigned_to', v_one.assigned_to,
+                                                'attempt', v_one.attempt, 'lease_id', v_one.lease_id) AS data
+                      OFFSET 0) one, new_rows n;
+                IF current_setting('xmlbinary') <> 'hex' THEN
+                    PERFORM blackboard.hint(s.session_id, 'tasks.changed')
+                    FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+                END IF;
+                RETURN NULL;
+            END IF;
+        END IF;
+    ELSIF v_one.status = 'completed' THEN
+        PERFORM 1 FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants OR n.limited LIMIT 1;
+        IF NOT FOUND THEN
+            PERFORM 1 FROM old_rows o WHERE o.status <> 'running' LIMIT 1;
+        END IF;
+        IF NOT FOUND THEN
+            INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
+            SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.completed_at, v_actor, 'task.completed', n.id,
+                   CASE WHEN n.result IS NULL THEN '{"status": "completed", "lease_id": null}'::jsonb
+                        ELSE jsonb_build_object('status', 'completed', 'lease_id', NULL, 'result',
+                                                CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END) END
+            FROM new_rows n;
+            IF current_setting('xmlbinary') <> 'hex' THEN
+                PERFORM blackboard.hint(s.session_id, 'tasks.changed')
+                FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+            END IF;
+            RETURN NULL;
+        END IF;
+    END IF;
+
+    -- A block of its own: only this step has something to catch, and the others do without its subtransaction.
+    BEGIN
+        INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+        SELECT n.session_id, v_tx, v_actor,
+               -- The fence only grows, and nobody takes over a claim by rewriting it.
+               CASE WHEN n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+                         OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+                    THEN NULL
+                    WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
+                    WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
+                    WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
+                    ELSE 'task.updated' END,
+               n.id,
+               CASE
+                   WHEN n.status = 'running' AND o.status <> 'running' THEN
+                       jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
+                                          'lease_id', n.lease_id)
+                   WHEN n.status = 'completed' AND o.status <> 'completed' THEN
+                       jsonb_build_object('status', n.status, 'lease_id', NULL,
+                                          'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
+                   WHEN n.status <> o.status THEN
+                       jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
+                                          'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
+                                          'blockers', n.blockers, 'released', n.released,
+                                          'cancel_requested', n.cancel_requested, 'held', n.held)
+                   ELSE
+                       CASE WHEN n.progress IS DISTINCT FROM o.progress
+                            THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
+                       || CASE WHEN n.cancel_requested <> o.cancel_requested
+                               THEN jsonb_build_object('cancel_requested', n.cancel_requested) ELSE '{}' END
+                       || CASE WHEN n.blockers <> o.blockers
+                               THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
+                       || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
+                                     n.timeout, n.approved_by, n.capability, n.retry_delay, n.error, n.held)
+                                    IS DISTINCT FROM
+                                    (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
+                                     o.timeout, o.approved_by, o.capability, o.retry_delay, o.error, o.held)
+                               THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
+                                                       'run_at', n.run_at, 'max_attempts', n.max_attempts,
+                                                       'parameters', n.parameters, 'result', n.result,
+                                                       'timeout', n.timeout, 'approved_by', n.approved_by,
+                                                       'capability', n.capability, 'retry_delay', n.retry_delay,
+                                                       'error', n.error, 'held', n.held)
+                               ELSE '{}' END
+               END
+        FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+        WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
+           OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
+           OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
+           OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
+               n.capability, n.retry_delay, n.error, n.held)
+              IS DISTINCT FROM
+              (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
+               o.capability, o.retry_delay, o.error, o.held);
+    EXCEPTION WHEN not_null_violation THEN
+        PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
+            (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
+             FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+             WHERE n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+                OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+                OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
+    END;
 
     IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
         PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
@@ -4501,15 +4679,17 @@ BEGIN
         FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
         WHERE o.limited AND o.status = 'running' AND n.status <> 'running' HAVING count(*) > 0;
     END IF;
-    PERFORM blackboard.hint(s.session_id, 'tasks') FROM (SELECT DISTINCT session_id FROM new_rows) s;
-    RETURN NULL;
-EXCEPTION WHEN not_null_violation THEN
-    PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
-        (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
-         FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
-         WHERE n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
-            OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
-            OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
+    -- What this made ready is told with the commit, whoever did it: the client that completes a task, or sweeps a lease on
+    -- its way to a claim, does not know of it.
+    PERFORM pg_notify('blackboard', r.session_id::text || ' tasks.ready')
+    FROM (SELECT DISTINCT n.session_id FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+          WHERE n.status IN ('pending', 'assigned', 'scheduled') AND n.status <> o.status) r
+    WHERE current_setting('blackboard.notify', true) IS DISTINCT FROM 'off';
+    IF NOT FOUND AND current_setting('xmlbinary') <> 'hex' THEN
+        PERFORM blackboard.hint(s.session_id, CASE WHEN s.ready THEN 'tasks.ready' ELSE 'tasks.changed' END)
+        FROM (SELECT n.session_id, bool_or(n.status IN ('pending', 'assigned', 'scheduled')) AS ready
+              FROM new_rows n GROUP BY n.session_id) s;
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -5029,6 +5209,7 @@ CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text,
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -5038,19 +5219,32 @@ BEGIN
     RETURN QUERY
     SELECT s.id, s.status,
            s.status = 'active' AND (
-               EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
-                           LATERAL (SELECT FROM blackboard.tasks t
-                                    WHERE t.session_id = s.id AND t.capability = c.capability
-                                      AND t.status = 'pending' LIMIT 1) p
-                       WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
+               CASE WHEN f.floors IS NULL OR s.gated THEN
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.status = 'pending' LIMIT 1) p
+                           WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
+               ELSE
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability), generate_series(0, 10) q (priority),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.priority = q.priority::smallint AND t.status = 'pending'
+                                          AND t.position > coalesce(
+                                              (f.floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                                        ORDER BY t.position LIMIT 1) p)
+               END
                OR EXISTS (SELECT FROM blackboard.tasks t
                           WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
                -- A slot is free, and tasks are held that it was not given to.
                OR (s.gated AND blackboard.slots_left(s.id))),
-           CASE WHEN s.status = 'active'
-                THEN (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
-                      WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1) END
-    FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id;
+           CASE WHEN s.status = 'active' THEN least(
+                    (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
+                     WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
+                    -- What lies below a floor is looked at again when its time is over.
+                    f.until - v_now) END
+    FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
+    LEFT JOIN LATERAL blackboard.floors(s.id) f ON true;
 END
 $$;
 
@@ -5277,6 +5471,26 @@ CREATE FUNCTION blackboard.no_hypothesis(p_id uuid) RETURNS void
     AS $$
     SELECT blackboard.raise('BB001', format('There is no hypothesis %s in this session; list them first.', p_id),
                             jsonb_build_object('noun', 'hypothesis', 'id', p_id))
+$$;
+
+CREATE FUNCTION blackboard.note_floors(p_session_id uuid, p_floors jsonb, p_seconds double precision) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_notes jsonb := coalesce(nullif(current_setting('blackboard.floors', true), '')::jsonb, '{}');
+BEGIN
+    IF p_seconds IS NULL THEN
+        v_notes := jsonb_set(v_notes, ARRAY[p_session_id::text, 'floors'], p_floors);
+    ELSE
+        -- Of other sessions only what is still good.
+        SELECT coalesce(jsonb_object_agg(n.key, n.value), '{}') INTO v_notes
+        FROM jsonb_each(v_notes) n WHERE (n.value ->> 'until')::timestamptz > v_now;
+        v_notes := v_notes || jsonb_build_object(p_session_id, jsonb_build_object(
+            'until', v_now + p_seconds * interval '1 second', 'floors', p_floors));
+    END IF;
+    PERFORM set_config('blackboard.floors', v_notes::text, false);
+END
 $$;
 
 CREATE FUNCTION blackboard.open_proposal(p_session_id uuid, p_id uuid, p_agent_id text, p_title text, p_body jsonb DEFAULT '{}'::jsonb, p_rule text DEFAULT 'majority'::text, p_threshold double precision DEFAULT NULL::double precision, p_weighted boolean DEFAULT false, p_min_turnout double precision DEFAULT NULL::double precision, p_deadline interval DEFAULT '00:05:00'::interval, p_at_deadline text DEFAULT 'tally'::text, p_electorate text[] DEFAULT NULL::text[]) RETURNS blackboard.proposals
@@ -5518,6 +5732,24 @@ BEGIN
         RETURN NULL;
     END;
     RETURN v_ids;
+END
+$$;
+
+CREATE FUNCTION blackboard.pick_task(p_session_id uuid, p_id uuid, p_agent_id text, p_now timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    AS $$
+DECLARE
+    v_capability text;
+BEGIN
+    SELECT t.capability INTO v_capability FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = p_id
+      AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+    FOR UPDATE SKIP LOCKED;
+    RETURN v_capability;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN NULL;
 END
 $$;
 
@@ -5896,6 +6128,10 @@ DECLARE
     v_tx bigint;
     v_seq bigint;
     v_count bigint;
+    v_taken bigint[];
+    v_kept bigint[];
+    v_from bigint := 0;
+    v_old blackboard.pruned_events;
 BEGIN
     -- Up to the last event before the moment in cursor order, so that what is left is one unbroken tail.
     SELECT max(tx), max(seq) INTO v_tx, v_seq FROM blackboard.events
@@ -5906,13 +6142,29 @@ BEGIN
         RETURN 0;
     END IF;
     PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
-    DELETE FROM blackboard.events WHERE session_id = p_session_id AND tx <= v_tx;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
+    -- In one statement, hence of one moment: who runs has nothing that can be taken.
+    WITH gone AS (
+        DELETE FROM blackboard.events e WHERE e.session_id = p_session_id AND e.tx <= v_tx RETURNING e.tx)
+    SELECT (SELECT count(*) FROM gone), array(SELECT DISTINCT g.tx FROM gone g ORDER BY g.tx DESC LIMIT 1001),
+           array(SELECT x::text::bigint + blackboard.tx_offset() FROM pg_snapshot_xip(pg_current_snapshot()) x)
+    INTO v_count, v_taken, v_kept;
     PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
-    INSERT INTO blackboard.pruned_events (session_id, tx, seq) VALUES (p_session_id, v_tx, v_seq)
-    ON CONFLICT (session_id) DO UPDATE
-        SET tx = greatest(pruned_events.tx, excluded.tx), seq = greatest(pruned_events.seq, excluded.seq),
-            pruned_at = blackboard.now();
+    INSERT INTO blackboard.pruned_events (session_id, tx, seq) VALUES (p_session_id, 0, 0) ON CONFLICT DO NOTHING;
+    SELECT * INTO v_old FROM blackboard.pruned_events p WHERE p.session_id = p_session_id FOR UPDATE;
+    -- Of two prunings, each kept what runs and what lies beyond it.
+    v_kept := array(
+        SELECT DISTINCT k.tx FROM unnest(v_kept || v_old.kept) k (tx)
+        WHERE k.tx <= greatest(v_tx, v_old.tx) AND (k.tx > v_tx OR k.tx = ANY (v_kept))
+          AND (k.tx > v_old.tx OR k.tx = ANY (v_old.kept)));
+    v_taken := array(SELECT DISTINCT k.tx FROM unnest(v_taken || v_old.taken) k (tx) ORDER BY k.tx DESC);
+    IF cardinality(v_taken) > 1000 THEN
+        v_taken := v_taken[1 : 1000];
+        v_from := v_taken[1000];
+    END IF;
+    UPDATE blackboard.pruned_events p
+    SET tx = greatest(p.tx, v_tx), seq = greatest(p.seq, v_seq), pruned_at = blackboard.now(), kept = v_kept,
+        taken = v_taken, taken_from = greatest(p.taken_from, v_from)
+    WHERE p.session_id = p_session_id;
     RETURN v_count;
 END
 $$;
@@ -5989,11 +6241,7 @@ BEGIN
             EXIT WHEN v_left <= 0;
         END LOOP;
         IF v_left = least(v_usage.free, p_limit - v_total) THEN
-            PERFORM 1 FROM blackboard.limit_usage u
-            WHERE u.session_id = p_session_id AND u.limit_id = v_usage.limit_id AND u.key = v_usage.key
-            FOR UPDATE SKIP LOCKED;
-            IF FOUND THEN
-                PERFORM set_config('blackboard.slots', 'locked', true);
+            IF blackboard.try_counters(p_session_id, ARRAY[v_usage.limit_id], ARRAY[v_usage.key]) IS NOT NULL THEN
                 PERFORM blackboard.forget_waiting(p_session_id, v_usage.limit_id, v_usage.key);
             END IF;
         END IF;
@@ -6057,7 +6305,8 @@ BEGIN
         END IF;
         v_xmax := v_parts[3]::bigint;
         v_xip := coalesce(string_to_array(nullif(v_parts[4], ''), ',')::bigint[], '{}');
-        IF v_pruned IS NOT NULL AND (v_xmax <= v_pruned OR EXISTS (SELECT FROM unnest(v_xip) x WHERE x <= v_pruned)) THEN
+        IF v_pruned IS NOT NULL AND (v_xmax <= v_pruned
+                                     OR blackboard.any_pruned(p_session_id, v_xip)) THEN
             PERFORM blackboard.raise('BB009', 'Events after this cursor were pruned; read the board afresh and start from a new cursor.');
         END IF;
         IF v_xmax > 1 + greatest(coalesce(v_newest, 0), coalesce(v_pruned, 0)) THEN
@@ -6637,7 +6886,13 @@ END
 $$;
 
 CREATE FUNCTION blackboard.renew_lease(p_lease_id uuid) RETURNS integer
+    LANGUAGE sql
+    AS $$ SELECT blackboard.renew_lease(p_lease_id, NULL) $$;
+
+CREATE FUNCTION blackboard.renew_lease(p_lease_id uuid, p_claims_since uuid) RETURNS integer
     LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
     AS $$
 BEGIN
     UPDATE blackboard.leases SET expires_at = blackboard.now() + term, suspected_at = NULL
@@ -6646,7 +6901,11 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM blackboard.tend_leases();
-    RETURN (SELECT count(*)::integer FROM blackboard.tasks t WHERE t.lease_id = p_lease_id);
+    IF p_claims_since IS NULL THEN
+        RETURN (SELECT count(*)::integer FROM blackboard.tasks t WHERE t.lease_id = p_lease_id);
+    END IF;
+    RETURN (SELECT count(*)::integer FROM blackboard.tasks t
+            WHERE t.lease_id = p_lease_id AND t.claim_id >= p_claims_since);
 END
 $$;
 
@@ -6672,14 +6931,16 @@ CREATE FUNCTION blackboard.repair_leases() RETURNS void
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     AS $$
+DECLARE
+    v_leases uuid[];
 BEGIN
+    -- One walk over what is leased, which is long while an old snapshot is held.
+    v_leases := array(SELECT DISTINCT t.lease_id FROM blackboard.tasks t WHERE t.lease_id IS NOT NULL);
     INSERT INTO blackboard.leases (id, host, term, expires_at, lapsed_at)
-    SELECT DISTINCT t.lease_id, 'unknown', interval '1 second', blackboard.now(), blackboard.now()
-    FROM blackboard.tasks t
-    WHERE t.lease_id IS NOT NULL AND NOT EXISTS (SELECT FROM blackboard.leases l WHERE l.id = t.lease_id)
+    SELECT u.id, 'unknown', interval '1 second', blackboard.now(), blackboard.now()
+    FROM unnest(v_leases) u (id) WHERE NOT EXISTS (SELECT FROM blackboard.leases l WHERE l.id = u.id)
     ON CONFLICT DO NOTHING;
-    UPDATE blackboard.leases l SET swept_at = NULL
-    WHERE l.swept_at IS NOT NULL AND l.id IN (SELECT t.lease_id FROM blackboard.tasks t WHERE t.lease_id IS NOT NULL);
+    UPDATE blackboard.leases l SET swept_at = NULL WHERE l.swept_at IS NOT NULL AND l.id = ANY (v_leases);
 END
 $$;
 
@@ -6882,6 +7143,7 @@ CREATE FUNCTION blackboard.retire_limit(p_session_id uuid, p_limit_id uuid, p_ba
     AS $$
 DECLARE
     v_key text;
+    v_keys text[];
     v_count integer := 0;
 BEGIN
     PERFORM 1 FROM blackboard.limits
@@ -6899,15 +7161,23 @@ BEGIN
         RETURN v_count;
     END IF;
     -- A claim that did not know of the removal may be holding tasks just now: it has the usage row locked till it ends.
-    PERFORM 1 FROM blackboard.limit_usage u
-    WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id ORDER BY u.key FOR UPDATE;
+    -- Not waited for: the caller may go on to lock other counters, which come before these.
+    SELECT array_agg(u.key ORDER BY u.key) INTO v_keys FROM blackboard.limit_usage u
+    WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id;
+    IF v_keys IS NOT NULL AND cardinality(v_keys) IS DISTINCT FROM cardinality(blackboard.try_counters(
+           p_session_id, array_fill(p_limit_id, ARRAY[cardinality(v_keys)]), v_keys)) THEN
+        RETURN 0;
+    END IF;
     PERFORM 1 FROM blackboard.tasks t
     WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'limit'
       AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = p_limit_id::text LIMIT 1;
     IF FOUND THEN
         RETURN 0;
     END IF;
-    DELETE FROM blackboard.task_slots WHERE session_id = p_session_id AND limit_id = p_limit_id;
+    -- Nor for a task that is just ending: it has its slot, which it takes away itself, and waits for the counter.
+    DELETE FROM blackboard.task_slots s WHERE s.session_id = p_session_id AND s.limit_id = p_limit_id AND s.task_id IN (
+        SELECT o.task_id FROM blackboard.task_slots o
+        WHERE o.session_id = p_session_id AND o.limit_id = p_limit_id FOR UPDATE SKIP LOCKED);
     DELETE FROM blackboard.limits WHERE session_id = p_session_id AND id = p_limit_id;
     RETURN NULL;
 END
@@ -7024,7 +7294,8 @@ BEGIN
     IF p_limit <= 0 THEN
         RETURN 0;
     END IF;
-    v_ids := blackboard.pick_held(p_session_id, p_code, p_of, p_key, p_capability, p_limit);
+    v_ids := blackboard.with_flows(
+        p_session_id, blackboard.pick_held(p_session_id, p_code, p_of, p_key, p_capability, p_limit));
     UPDATE blackboard.tasks t
     SET status = n.status, held = NULL,
         position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
@@ -7784,29 +8055,38 @@ CREATE FUNCTION blackboard.sweep_leases(p_limit integer) RETURNS integer
 DECLARE
     -- A variable: an index is not searched for what a volatile function returns.
     v_now timestamptz := blackboard.now();
-    v_swept integer;
+    v_swept integer := 0;
+    v_unswept boolean;
     v_late integer;
 BEGIN
-    WITH lapsed AS (
-        SELECT t.session_id, t.id
-        FROM blackboard.leases l
-        JOIN blackboard.tasks t ON t.lease_id = l.id
-        WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
-        ORDER BY t.session_id, t.id
-        LIMIT p_limit FOR UPDATE OF t SKIP LOCKED)
-    UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
-                      WHEN t.attempt - t.released >= t.max_attempts THEN 'dead'
-                      WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts AND t.blockers = 0
-                        THEN nextval('blackboard.task_positions') END,
-        completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
-                            THEN blackboard.now() END,
-        lease_id = NULL, deadline_at = NULL, started_at = NULL,
-        error = jsonb_build_object('code', 'lease_lapsed', 'agent_id', t.assigned_to, 'attempt', t.attempt,
-                                   'message', 'The process that ran it went silent.')
-    FROM lapsed WHERE t.session_id = lapsed.session_id AND t.id = lapsed.id;
-    GET DIAGNOSTICS v_swept = ROW_COUNT;
+    PERFORM 1 FROM blackboard.leases l WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL LIMIT 1;
+    v_unswept := FOUND;
+    IF v_unswept THEN
+        WITH lapsed AS (
+            SELECT t.session_id, t.id
+            FROM blackboard.leases l
+            JOIN blackboard.tasks t ON t.lease_id = l.id
+            WHERE l.lapsed_at IS NOT NULL AND l.swept_at IS NULL
+            ORDER BY t.session_id, t.id
+            LIMIT p_limit FOR UPDATE OF t SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = CASE WHEN t.cancel_requested THEN 'cancelled'
+                          WHEN t.attempt - t.released >= t.max_attempts THEN 'dead'
+                          WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+            position = CASE WHEN NOT t.cancel_requested AND t.attempt - t.released < t.max_attempts AND t.blockers = 0
+                            THEN nextval('blackboard.task_positions') END,
+            completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
+                                THEN blackboard.now() END,
+            lease_id = NULL, deadline_at = NULL, started_at = NULL,
+            error = jsonb_build_object('code', 'lease_lapsed', 'agent_id', t.assigned_to, 'attempt', t.attempt,
+                                       'message', 'The process that ran it went silent.')
+        FROM lapsed WHERE t.session_id = lapsed.session_id AND t.id = lapsed.id;
+        GET DIAGNOSTICS v_swept = ROW_COUNT;
+    END IF;
+    -- What follows locks further tasks, and their counters: the next look does it, if counters are locked by now.
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
+        RETURN v_swept;
+    END IF;
     -- Over its maximum run time: the attempt failed, whoever runs it.
     WITH late AS (
         SELECT t.session_id, t.id FROM blackboard.tasks t
@@ -7823,12 +8103,14 @@ BEGIN
                                    'message', format('It ran longer than its timeout of %s.', t.timeout))
     FROM late WHERE t.session_id = late.session_id AND t.id = late.id;
     GET DIAGNOSTICS v_late = ROW_COUNT;
-    -- Without waiting: two sweepers at once, one of which has a claim before it, must not wait for each other.
-    UPDATE blackboard.leases l SET swept_at = blackboard.now()
-    WHERE l.id IN (SELECT u.id FROM blackboard.leases u
-                   WHERE u.lapsed_at IS NOT NULL AND u.swept_at IS NULL
-                     AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = u.id)
-                   FOR UPDATE SKIP LOCKED);
+    IF v_unswept AND current_setting('blackboard.slots', true) IS DISTINCT FROM 'locked' THEN
+        -- Without waiting: two sweepers at once, one of which has a claim before it, must not wait for each other.
+        UPDATE blackboard.leases l SET swept_at = blackboard.now()
+        WHERE l.id IN (SELECT u.id FROM blackboard.leases u
+                       WHERE u.lapsed_at IS NOT NULL AND u.swept_at IS NULL
+                         AND NOT EXISTS (SELECT FROM blackboard.tasks t WHERE t.lease_id = u.id)
+                       FOR UPDATE SKIP LOCKED);
+    END IF;
     RETURN v_swept + v_late;
 END
 $$;
@@ -8008,27 +8290,53 @@ CREATE FUNCTION blackboard.tend_gates(p_session_id uuid, p_now timestamp with ti
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+BEGIN
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
+        PERFORM blackboard.tend_gates_briefly(p_session_id, p_now);
+    ELSE
+        PERFORM blackboard.tend_gates_now(p_session_id, p_now);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.tend_gates_briefly(p_session_id uuid, p_now timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '20ms'
+    AS $$
+BEGIN
+    PERFORM blackboard.tend_gates_now(p_session_id, p_now);
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.tend_gates_now(p_session_id uuid, p_now timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
 DECLARE
     v_id uuid;
     v_step interval;
     v_aged_at timestamptz;
 BEGIN
+    SELECT s.ageing INTO v_step FROM blackboard.sessions s WHERE s.id = p_session_id;
+    IF v_step IS NOT NULL THEN
+        INSERT INTO blackboard.upkeep (session_id, aged_at) VALUES (p_session_id, '-infinity') ON CONFLICT DO NOTHING;
+        SELECT u.aged_at INTO v_aged_at FROM blackboard.upkeep u
+        WHERE u.session_id = p_session_id FOR UPDATE SKIP LOCKED;
+        IF v_aged_at <= p_now - least(v_step / 4, interval '10 seconds') OR v_aged_at > p_now THEN
+            PERFORM blackboard.age_tasks(p_session_id, v_step, p_now, 1000);
+            UPDATE blackboard.upkeep SET aged_at = p_now WHERE session_id = p_session_id;
+        END IF;
+    END IF;
+    -- Last, because it locks counters.
     FOR v_id IN SELECT p.id FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL LOOP
         PERFORM blackboard.retire_pause(p_session_id, v_id, 200);
     END LOOP;
     FOR v_id IN SELECT l.id FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL LOOP
         PERFORM blackboard.retire_limit(p_session_id, v_id, 200);
     END LOOP;
-    SELECT s.ageing INTO v_step FROM blackboard.sessions s WHERE s.id = p_session_id;
-    IF v_step IS NULL THEN
-        RETURN;
-    END IF;
-    INSERT INTO blackboard.upkeep (session_id, aged_at) VALUES (p_session_id, '-infinity') ON CONFLICT DO NOTHING;
-    SELECT u.aged_at INTO v_aged_at FROM blackboard.upkeep u WHERE u.session_id = p_session_id FOR UPDATE SKIP LOCKED;
-    IF v_aged_at <= p_now - least(v_step / 4, interval '10 seconds') OR v_aged_at > p_now THEN
-        PERFORM blackboard.age_tasks(p_session_id, v_step, p_now, 1000);
-        UPDATE blackboard.upkeep SET aged_at = p_now WHERE session_id = p_session_id;
-    END IF;
 END
 $$;
 
@@ -8043,6 +8351,10 @@ DECLARE
 BEGIN
     -- An older snapshot knows nothing of what was renewed since, and would only collide.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
+    -- Whoever has counters locked (it has just ended a task) waits for no lease, no task and no further counter.
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
         RETURN 0;
     END IF;
     SELECT * INTO v_state FROM blackboard.liveness;
@@ -8074,7 +8386,10 @@ BEGIN
             PERFORM blackboard.repair_leases();
             UPDATE blackboard.liveness SET repaired_at = v_now;
         END IF;
-        v_swept := blackboard.sweep_leases(p_limit) + blackboard.sweep_waiting(p_limit);
+        v_swept := blackboard.sweep_leases(p_limit);
+        IF current_setting('blackboard.slots', true) IS DISTINCT FROM 'locked' THEN
+            v_swept := v_swept + blackboard.sweep_waiting(p_limit);
+        END IF;
     EXCEPTION WHEN OTHERS THEN
         -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
         RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
@@ -8082,6 +8397,30 @@ BEGIN
     END;
     UPDATE blackboard.liveness SET unswept = v_swept >= p_limit WHERE unswept <> (v_swept >= p_limit);
     RETURN v_swept;
+END
+$$;
+
+CREATE FUNCTION blackboard.try_counters(p_session_id uuid, p_limits uuid[], p_keys text[]) RETURNS bigint[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '20ms'
+    AS $$
+DECLARE
+    v_locked bigint[];
+BEGIN
+    BEGIN
+        SELECT array_agg(x.i) INTO v_locked FROM (
+            SELECT n.i FROM unnest(p_limits, p_keys) WITH ORDINALITY n (limit_id, key, i)
+            JOIN blackboard.limit_usage u
+              ON u.session_id = p_session_id AND u.limit_id = n.limit_id AND u.key = n.key
+            ORDER BY n.i FOR UPDATE OF u SKIP LOCKED) x;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    IF v_locked IS NOT NULL THEN
+        PERFORM set_config('blackboard.slots', 'locked', true);
+    END IF;
+    RETURN v_locked;
 END
 $$;
 
@@ -8351,15 +8690,10 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.wake_scheduled(p_session_id uuid, p_now timestamp with time zone, p_limit integer) RETURNS void
+CREATE FUNCTION blackboard.wake_due(p_session_id uuid, p_now timestamp with time zone, p_limit integer) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    PERFORM 1 FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now LIMIT 1;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
     WITH due AS MATERIALIZED (
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now
@@ -8369,6 +8703,34 @@ BEGIN
                       WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
         position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END, held = NULL
     FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+END
+$$;
+
+CREATE FUNCTION blackboard.wake_due_briefly(p_session_id uuid, p_now timestamp with time zone, p_limit integer) RETURNS void
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    AS $$
+BEGIN
+    PERFORM blackboard.wake_due(p_session_id, p_now, p_limit);
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.wake_scheduled(p_session_id uuid, p_now timestamp with time zone, p_limit integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'scheduled' AND t.run_at <= p_now LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
+        PERFORM blackboard.wake_due_briefly(p_session_id, p_now, p_limit);
+    ELSE
+        PERFORM blackboard.wake_due(p_session_id, p_now, p_limit);
+    END IF;
 END
 $$;
 
@@ -8638,6 +9000,35 @@ BEGIN
     SELECT p_session_id, p_flow_id, d.stage, d.depends_on, d.on_failure FROM blackboard.described_edges(p_stages) d;
 END
 $_$;
+
+CREATE FUNCTION blackboard.with_flows(p_session_id uuid, p_ids uuid[]) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    AS $$
+DECLARE
+    v_flows uuid[];
+    v_locked uuid[];
+BEGIN
+    SELECT array_agg(DISTINCT w.flow_id) INTO v_flows FROM blackboard.flow_tasks w
+    WHERE w.session_id = p_session_id AND w.task_id = ANY (p_ids);
+    IF v_flows IS NULL THEN
+        RETURN p_ids;
+    END IF;
+    BEGIN
+        SELECT array_agg(x.id) INTO v_locked FROM (
+            SELECT f.id FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = ANY (v_flows)
+            ORDER BY f.id FOR UPDATE SKIP LOCKED) x;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        v_locked := NULL;
+    END;
+    RETURN array(
+        SELECT o.id FROM unnest(p_ids) WITH ORDINALITY o (id, n)
+        WHERE NOT EXISTS (SELECT FROM blackboard.flow_tasks w
+                          WHERE w.session_id = p_session_id AND w.task_id = o.id
+                            AND w.flow_id <> ALL (coalesce(v_locked, '{}')))
+        ORDER BY o.n);
+END
+$$;
 
 CREATE FUNCTION blackboard.with_note(p_parameters jsonb, p_name text, p_note jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
@@ -8912,7 +9303,10 @@ CREATE TABLE blackboard.pruned_events (
     session_id uuid NOT NULL,
     tx bigint NOT NULL,
     seq bigint NOT NULL,
-    pruned_at timestamp with time zone DEFAULT blackboard.now() NOT NULL
+    pruned_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    kept bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    taken bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    taken_from bigint DEFAULT 0 NOT NULL
 );
 
 CREATE TABLE blackboard.requests (

@@ -35,6 +35,8 @@ TARGET = f"{PACKAGE}/sync"
 SOURCES = (
     "blackboard/__init__.py",
     "blackboard/board.py",
+    "blackboard/handles.py",
+    "blackboard/lease.py",
     "blackboard/repository/*.py",
     "blackboard/store/binding.py",
     "blackboard/store/connections.py",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from pydantic import Field
 
-from .base import Record, UtcDatetime
+from ..jsonable import load_json
+from .base import Record, UtcDatetime, in_utc
 
 __all__ = [
     "FINAL",
@@ -168,10 +170,73 @@ class TaskRecord(Record):
     fallback: timedelta | None = None
     held: Any = None
 
+    @classmethod
+    def plain(
+        cls,
+        *,
+        session_id: UUID,
+        id: UUID,  # noqa: A002
+        type: str,  # noqa: A002
+        capability: str,
+        priority: int,
+        parameters: Any,
+        created_by: str,
+        created_at: datetime,
+    ) -> TaskRecord:
+        """The value of a row that was just added and says nothing but this."""
+        return cls.trusting(
+            {
+                **_PLAIN,
+                "session_id": session_id,
+                "id": id,
+                "type": type,
+                "capability": capability,
+                "priority": priority,
+                "parameters": parameters,
+                "created_by": created_by,
+                "created_at": in_utc(created_at),
+            }
+        )
+
+    @classmethod
+    def from_own_row(cls, row: Mapping[str, Any]) -> TaskRecord:
+        """The value of a row that came over a connection of ours: no caller's codec has changed its types.
+
+        For what claims and adds return, where validating it would cost more than all else that is done with the answer.
+        """
+        values = dict(row)
+        if len(values) != _COLUMNS:
+            return cls.from_row(row)
+        values["status"] = _STATUSES[values["status"]]
+        for column in cls.json_columns:
+            if values[column] is not None:
+                values[column] = load_json(values[column])
+        for column in _MOMENTS:
+            if values[column] is not None:
+                values[column] = in_utc(values[column])
+        return cls.trusting(values)
+
     @property
     def finished(self) -> bool:
         """Nothing more will happen to it by itself."""
         return self.status in FINAL
+
+
+_COLUMNS = len(TaskRecord.model_fields)
+# In the order of the fields, as every record has them.
+_PLAIN: dict[str, Any] = {
+    **dict.fromkeys(TaskRecord.model_fields),
+    "status": TaskStatus.PENDING,
+    "requires_approval": False,
+    "attempt": 0,
+    "released": 0,
+    "max_attempts": 5,
+    "retry_delay": timedelta(seconds=1),
+    "cancel_requested": False,
+    "blockers": 0,
+}
+_STATUSES = {status.value: status for status in TaskStatus}
+_MOMENTS = ("run_at", "started_at", "deadline_at", "created_at", "completed_at", "expires_at")
 
 
 class LateResult(Record):

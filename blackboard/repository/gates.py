@@ -90,7 +90,7 @@ class TaskGates(Repository):
             if moved is None or not moved["moved"]:
                 break
             total += moved["moved"]
-        self._hint("tasks")
+        self._hint("tasks.ready")
         return total
 
     async def pauses(self) -> list[Pause]:

@@ -239,7 +239,7 @@ class Scheduler:
             # After the commit: adding tasks does not notify in its own transaction.
             if not self._executor.bound:
                 for session_id in {firing.session_id for firing in added}:
-                    self._listener.notify(session_id, "tasks")
+                    self._listener.notify(session_id, "tasks.ready")
             fired += added
             left -= len(rows)
             if len(rows) < _BATCH:

@@ -1,9 +1,13 @@
 -- name: claim_for_worker
--- As claim_tasks, with only the columns that a fresh claim does not already tell.
+-- As claim_tasks, with only the columns that a fresh claim does not already tell. Moments are seconds since 1970 and the
+-- usual delay is NULL: a driver takes longer for those two types than for all other columns, and most handlers ask for
+-- neither.
 -- Locks: the rows it returns. Indexes: tasks_assigned, tasks_ready, tasks_leased.
 SELECT id, type, capability, priority, CAST(parameters AS text) AS parameters, timeout, requires_approval, approved_by,
-       run_at, attempt, released, max_attempts, retry_delay, started_at, deadline_at, cancel_requested, blockers,
-       CAST(error AS text) AS error, created_by, created_at
+       run_at, attempt, released, max_attempts, NULLIF(retry_delay, interval '1 second') AS retry_delay,
+       date_part('epoch', started_at) AS started_at, deadline_at, cancel_requested, blockers,
+       CAST(error AS text) AS error, created_by, date_part('epoch', created_at) AS created_at, unique_key, limit_key,
+       expires_at, fallback
 FROM blackboard.claim_tasks(
     CAST(:session_id AS uuid), CAST(:agent_id AS text), CAST(:capabilities AS text[]), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid), CAST(:limit AS integer));
@@ -50,10 +54,10 @@ FROM blackboard.tasks
 WHERE lease_id = CAST(:lease_id AS uuid);
 
 -- name: list_cancel_requests
--- Which of the tasks that a lease holds were asked to stop. Index: tasks_leased.
+-- Which of the tasks that a lease holds, by this claim or later ones, were asked to stop. Index: tasks_leased.
 SELECT id, attempt
 FROM blackboard.tasks
-WHERE lease_id = CAST(:lease_id AS uuid) AND cancel_requested;
+WHERE lease_id = CAST(:lease_id AS uuid) AND claim_id >= CAST(:oldest_claim_id AS uuid) AND cancel_requested;
 
 -- name: list_dead_tasks
 -- The dead ones, the latest death first; NULL means any. Index: tasks_dead.

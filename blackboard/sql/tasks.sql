@@ -6,6 +6,15 @@ SELECT blackboard.add_tasks(
     CAST(:priorities AS smallint[]), CAST(CAST(:parameters AS text[]) AS jsonb[]),
     CAST(CAST(:options AS text[]) AS jsonb[]), CAST(:actor AS text)) AS added;
 
+-- name: add_like_tasks
+-- As add_tasks, for tasks that differ in nothing but their parameters, one document a line: what they share is sent once.
+SELECT blackboard.add_tasks(
+    CAST(:session_id AS uuid), CAST(:ids AS uuid[]),
+    array_fill(CAST(:type AS text), ARRAY[cardinality(CAST(:ids AS uuid[]))]),
+    array_fill(CAST(:capability AS text), ARRAY[cardinality(CAST(:ids AS uuid[]))]),
+    array_fill(CAST(:priority AS smallint), ARRAY[cardinality(CAST(:ids AS uuid[]))]),
+    CAST(string_to_array(CAST(:parameters AS text), chr(10)) AS jsonb[]), '{}', CAST(:actor AS text)) AS added;
+
 -- name: add_unique_tasks
 -- Adds many tasks of which some are unique; the ids under which they are to be found, in the order given.
 -- Locks: the keys in their order, tasks depended on by id.
@@ -26,6 +35,14 @@ FROM blackboard.add_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:type AS text), CAST(:capability AS text),
     CAST(:priority AS smallint), CAST(CAST(:parameters AS text) AS jsonb), CAST(CAST(:options AS text) AS jsonb),
     CAST(:actor AS text));
+
+-- name: add_plain_task
+-- Adds one task with nothing special about it; no row if the id was used before.
+SELECT created_at, created_by
+FROM blackboard.add_plain_task(
+    CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:type AS text), CAST(:capability AS text),
+    CAST(:priority AS smallint), CAST(CAST(:parameters AS text) AS jsonb), CAST(:actor AS text),
+    CAST(:hint AS boolean));
 
 -- name: get_task
 -- One task. Index: tasks_pkey.
@@ -101,15 +118,9 @@ FROM blackboard.claim_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:agent_id AS text), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid));
 
--- name: next_task_due
--- In how many seconds the next scheduled task of a session is due; NULL when there is none. Index: tasks_scheduled.
-SELECT CAST(date_part('epoch', min(run_at) - blackboard.now()) AS double precision) AS seconds
-FROM blackboard.tasks
-WHERE session_id = CAST(:session_id AS uuid) AND status = 'scheduled';
-
 -- name: complete_tasks
 -- Completes many held tasks; returns the ids of those refused, whose results are kept aside.
--- Locks: the rows, then dependants by id. Index: tasks_pkey.
+-- Locks: the rows by id, then dependants by id. Index: tasks_pkey.
 SELECT id
 FROM blackboard.complete_tasks(
     CAST(:session_id AS uuid), CAST(:ids AS uuid[]), CAST(:claim_ids AS uuid[]), CAST(:attempts AS integer[]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["AsyncpgConnectionExecutor", "AsyncpgExecutor"]
 
 _GOODBYE_SECONDS = 2.0
+_CANCEL_SECONDS = 5.0
+_ROLLBACK_SECONDS = 10.0
+# As the heartbeat's and the listener's connections have them: a host that is gone is found out within half a minute.
+_SOCKET_OPTIONS = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
 class AsyncpgConnectionExecutor(ConnectionExecutor):
@@ -40,6 +45,7 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
         self._pooled = pooled
         # Two tasks may share a transaction; asyncpg refuses a second call instead of queueing it.
         self._turn = asyncio.Lock()
+        self._given_up = False
 
     @property
     def connection(self) -> Connection:
@@ -51,6 +57,18 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
         """Whether the connection is open and between transactions."""
         return not self._connection.is_closed() and not self._connection.is_in_transaction()
 
+    async def ready(self) -> bool:
+        """Whether another call may have the connection; a short question where a call on it was given up."""
+        if self._given_up and self.usable:
+            # asyncpg has asked the server to cancel, and the next call waits for its word; one that is gone gives none.
+            self._given_up = False
+            try:
+                async with asyncio.timeout(_CANCEL_SECONDS):
+                    await self._connection.execute("SELECT 1")
+            except ASYNCPG_ERRORS:
+                return False
+        return self.usable
+
     async def rows(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         """Runs ``statement``; all its rows in its order."""
         arguments = statement.arguments(params)
@@ -60,24 +78,39 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
         return await self._fetch(statement, arguments)
 
     async def _fetch(self, statement: Statement, arguments: list[Any]) -> list[Row]:
-        async with self._turn:
-            return [dict(record) for record in await self._records(statement, arguments)]
-
-    async def _records(self, statement: Statement, arguments: list[Any]) -> list[asyncpg.Record]:
+        await self._turn.acquire()
         try:
             # fetch() also where one row is enough: fetchrow() suspends the portal after it, and the rest of a
             # SELECT with side effects would never run.
-            return await self._connection.fetch(statement.numbered, *arguments)
+            records = await self._connection.fetch(statement.numbered, *arguments)
         except ASYNCPG_ERRORS as error:
             raise from_asyncpg(error, statement) from error
+        except asyncio.CancelledError:
+            self._given_up = True
+            raise
+        finally:
+            self._turn.release()
+        return self._rows_of(records)
+
+    def _rows_of(self, records: list[asyncpg.Record]) -> list[Row]:
+        if not records:
+            return []
+        names = tuple(records[0].keys())
+        return [dict(zip(names, record, strict=True)) for record in records]
 
     async def command(self, sql: str) -> str:
         """Runs a command of transaction control; PostgreSQL's command tag."""
+        # Taking back follows a failure, which may be that nobody answers any more.
+        limit = _ROLLBACK_SECONDS if sql.startswith("ROLLBACK") else None
         async with self._turn:
             try:
-                return await self._connection.execute(sql)
+                async with asyncio.timeout(limit):
+                    return await self._connection.execute(sql)
             except ASYNCPG_ERRORS as error:
                 raise from_asyncpg(error) from error
+            except asyncio.CancelledError:
+                self._given_up = True
+                raise
 
     async def begins_itself(self) -> bool:
         """Whether a transaction is open; asyncpg opens none on its own."""
@@ -125,12 +158,26 @@ class AsyncpgExecutor(PoolExecutor):
 
     async def _connect(self, cached: bool) -> asyncpg.Connection[asyncpg.Record]:
         named = has_option(self._url, "application_name")
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             asyncpg_url(self._url),
             timeout=self._connect_timeout,
             server_settings={} if named else {"application_name": self._application_name},
             statement_cache_size=200 if cached else 0,
         )
+        _keep_alive(connection)
+        return connection
+
+
+def _keep_alive(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    # asyncpg has no option for this, and its transport is no public name.
+    transport = getattr(connection, "_transport", None)
+    found = None if transport is None else transport.get_extra_info("socket")
+    if found is None or found.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _SOCKET_OPTIONS.items():
+        if hasattr(socket, name):
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _is_pooled(connection: asyncpg.Connection[asyncpg.Record]) -> bool:

@@ -30,6 +30,8 @@ _ANSWER_SECONDS = 10.0  # a server that is silent for longer counts as lost
 _IDLE_SECONDS = 30.0  # the connection is closed after this time without a use
 _UNLISTEN_SECONDS = 1.0  # waiters come and go; LISTEN is not undone and redone for each
 _RELISTEN_SECONDS = 30.0  # a standby refuses LISTEN until it is promoted, which cuts no connection
+_MOST_PAUSES = 8  # how far the time between two sends grows
+_QUIET_PAUSES = 4  # of the shortest time between two sends: a hint that comes later is the only one
 _CLOSE_SECONDS = 0.5  # what close() grants the hints that are still to be sent
 _HEARD_POLL_SECONDS = 15.0  # between looks while LISTEN is in effect
 _MAX_BACKOFF = 5.0
@@ -180,7 +182,9 @@ class Listener:
             channel: the NOTIFY channel.
             poll_interval: the longest that a wait lasts while nothing is heard; while LISTEN is in effect, when only a
                 sender that died after its commit can leave a hint out, it is a quarter of a minute.
-            coalesce: the shortest time between two statements that send hints; the first is sent at once.
+            coalesce: the shortest time between two statements that send hints; the first is sent at once. While there
+                is always another one to send the time grows to eight times as much, for each of them wakes every
+                listening backend of the database.
 
         Raises:
             ConfigurationError: the URL cannot be parsed.
@@ -199,6 +203,7 @@ class Listener:
         # Reentrant: the collector may close an abandoned waiter in the thread that holds the lock.
         self._lock = threading.RLock()
         self._pending: dict[str, None] = {}
+        self._quiet_from = 0.0
         self._sending = False
         self._listening = False
         self._thread: threading.Thread | None = None
@@ -211,6 +216,9 @@ class Listener:
 
     def subscribe(self, session_id: UUID | None = None, nouns: Collection[str] | None = None) -> Subscription:
         """A subscription to the hints of one session (None: of all) about ``nouns`` (None: about all).
+
+        A noun may be narrowed: ``tasks`` hears ``tasks.ready`` and ``tasks.changed``, and each of those hears ``tasks``
+        but not the other.
 
         Raises:
             BlackboardError: the listener is closed.
@@ -226,13 +234,20 @@ class Listener:
             waker.wake()
         return subscription
 
-    def notify(self, session_id: UUID, noun: str) -> None:
+    def notify(self, session_id: UUID, noun: str, *, told: bool = False) -> None:
         """All who wait for it in this process are woken; the other processes are about to be. Call it after commit.
 
         Never blocks and never fails: a hint that cannot be sent is sent after the reconnect, or dropped.
+
+        Args:
+            told: the transaction that was committed has notified all who listen, this process among them.
         """
         self._check_process()
+        if told and self._listening:
+            return
         self._deliver(session_id.int, noun)
+        if told:
+            return
         payload = f"{session_id} {noun}"
         with self._lock:
             if self._closed or len(self._pending) >= _MAX_PENDING:
@@ -242,6 +257,18 @@ class Listener:
             waker = self._started()
         if first:
             waker.wake()
+
+    def quiet(self) -> bool:
+        """Whether the next hint should go with its transaction, which is quickest: none has gone for a while.
+
+        In a stream of hints they are better sent by ``notify``, which coalesces them: PostgreSQL lets only one
+        transaction that notifies commit at a time.
+        """
+        now = monotonic()
+        with self._lock:
+            quiet = now >= self._quiet_from
+            self._quiet_from = now + _QUIET_PAUSES * self._coalesce_seconds
+        return quiet and not self._pending
 
     def close(self) -> None:
         """The thread has ended, its connection is closed, and hints were sent if the server answered promptly.
@@ -306,7 +333,7 @@ class Listener:
             chosen = tuple(groups.values()) if noun is None else (groups.get(session), groups.get(None))
             for group in chosen:
                 for subscription in tuple(group or ()):
-                    if noun is None or subscription.nouns is None or noun in subscription.nouns:
+                    if noun is None or subscription.nouns is None or _concerns(noun, subscription.nouns):
                         subscription.hint(futures)
         for loop, waiting in futures.items():  # one call a loop: each one writes to the loop's socket
             with contextlib.suppress(RuntimeError):  # the loop was closed under its waiters
@@ -342,6 +369,7 @@ class Listener:
         # One action a turn, the most urgent first; then wait for the next reason to act.
         idle_since = monotonic()
         send_at = listen_at = 0.0
+        pause = self._coalesce_seconds
         while True:
             for sender, payload in link.notifications():
                 if sender != link.backend_pid:  # our own went to our subscribers before it was sent
@@ -361,7 +389,9 @@ class Listener:
                 else:
                     link.wait(math.inf)
             elif pending and (now >= send_at or closed):
-                send_at = now + self._coalesce_seconds
+                steady = now < send_at + pause
+                pause = min(2 * pause, _MOST_PAUSES * self._coalesce_seconds) if steady else self._coalesce_seconds
+                send_at = now + pause
                 self._send(link)
             elif wanted and not self._listening and now >= listen_at:
                 listen_at = now + _RELISTEN_SECONDS
@@ -413,6 +443,11 @@ class Listener:
             _log.warning("hints were refused and dropped: %s", error)
         finally:
             self._sending = False
+
+
+def _concerns(noun: str, nouns: Collection[str]) -> bool:
+    """Whether a hint about ``noun`` is for those who asked for ``nouns``; ``tasks`` takes in ``tasks.ready``."""
+    return any(noun == wanted or noun.startswith(f"{wanted}.") or wanted.startswith(f"{noun}.") for wanted in nouns)
 
 
 def _key(session_id: UUID | None) -> int | None:

@@ -192,7 +192,7 @@ class PoolExecutor:
                     connection = self._idle.pop()[0] if self._idle else None
                 if connection is None:
                     return await self._open()
-                if connection.usable:
+                if await connection.ready():
                     return connection
                 connection.discard()
         except BaseException:

@@ -90,8 +90,14 @@ class Statement:
         Raises:
             TypeError: a parameter is missing or unknown.
         """
-        self.check(params)
-        return [params[name] for name in self.parameters]
+        try:
+            values = [params[name] for name in self.parameters]
+        except KeyError:
+            self.check(params)
+            raise
+        if len(values) != len(params):
+            self.check(params)
+        return values
 
 
 class Statements(Mapping[str, Statement]):

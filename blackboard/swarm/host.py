@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -36,6 +37,37 @@ _LOOK_SECONDS = 1.0
 _ORPHAN_SECONDS = 5.0
 _TRIES = 5
 _orphaned = threading.Event()
+
+
+class _Signals:
+    """SIGTERM and SIGINT ask the agent to stop; neither kills the process, from ``main`` on to its very end.
+
+    Not the loop's own handlers: those begin and end with the loop, and a process that is asked to end while it ends
+    would be killed in place of leaving its exit code. Before ``main`` they kill: the runner sends none.
+    """
+
+    def __init__(self) -> None:
+        """From here on they are noted."""
+        self._asked = False
+        self._host: Host | None = None
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._note)
+
+    def pass_to(self, host: Host) -> None:
+        """``host`` is asked with the next one, or now if there was one before."""
+        self._host = host
+        if self._asked:
+            host.ask()
+
+    def close(self) -> None:
+        """They do nothing any more. Ignored and not handled: the interpreter's end takes handlers away."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        if self._host is not None:
+            self._host.ask()
 
 
 class Host:
@@ -58,8 +90,6 @@ class Host:
         except ConfigurationError as error:
             _log.error("%s", error)
             return EXIT_CONFIGURATION
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(signum, self.stopping.set)
         board = await self._insist(self._open)
         try:
             await self._work(board, await self._insist(lambda: self._join(board)))
@@ -93,6 +123,11 @@ class Host:
                     raise
                 _log.warning("trying again: %s", error)
                 await asyncio.sleep(0.1 * 2**tries)
+
+    def ask(self) -> None:
+        """It is to stop; safe in the handler of a signal and in other threads."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.stopping.set)
 
     def hear(self, line: str) -> None:
         """One line of the runner's."""
@@ -217,7 +252,15 @@ def _listen(stream: Any, loop: asyncio.AbstractEventLoop, hear: Callable[[str], 
 
 
 def main() -> int:
-    """Lives as one agent of a swarm; returns the exit code."""
+    """Lives as one agent of a swarm; returns the exit code. SIGTERM and SIGINT are ignored from then on."""
+    signals = _Signals()
+    try:
+        return _live(signals)
+    finally:
+        signals.close()
+
+
+def _live(signals: _Signals) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     # The input is the runner's: what the agent's own program reads there is nothing.
     runner = os.fdopen(os.dup(0), encoding="utf-8")
@@ -233,6 +276,7 @@ def main() -> int:
 
     async def live() -> int:
         host = Host(plan)
+        signals.pass_to(host)
         thread = threading.Thread(
             target=_listen, args=(runner, asyncio.get_running_loop(), host.hear), name="swarm-runner", daemon=True
         )

@@ -90,12 +90,12 @@ class AgentProcess:
                 process.stdin.write(line.encode() + b"\n")
 
     def stop(self) -> None:
-        """The process is asked to end, and none will follow."""
+        """The process is asked to end, and none will follow.
+
+        By its input and not by a signal, which would kill it while it is starting: the line waits until it is read.
+        """
         self._stopping.set()
         self.tell("stop")
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """The process and all that it started in its group are killed."""

@@ -38,7 +38,7 @@ class Blocking:
         found = getattr(self._target, name)
         if inspect.isroutine(found):
             return self._blocking(found)
-        if type(found).__module__.startswith(("blackboard.board", "blackboard.repository")):
+        if type(found).__module__.startswith(("blackboard.board", "blackboard.handles", "blackboard.repository")):
             return Blocking(found, self._loop)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from ..jsonable import dump_json, load_json
 from ..models.tasks import TaskRecord, TaskStatus
 from ..store.asyncpg_executor import AsyncpgConnectionExecutor
 from ..store.executor import Isolation
+from . import answers
 from .blocking import Blocking, BlockingContext, call
 from .signals import TaskCancelled
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingTaskContext", "BlockingTaskTransaction", "TaskContext", "TaskTransaction"]
 
+_USUAL_DELAY = timedelta(seconds=1)
+
 
 class TaskContext:
     """One attempt at a task, for the handler that makes it.
@@ -37,12 +41,9 @@ class TaskContext:
     Made for every task that is claimed, so it does as little as it can until it is asked.
     """
 
-    # Until set otherwise; class attributes cost nothing per task.
-    handler: Handler | None = None
-    slot: Slot | None = None
+    # Seldom set; class attributes cost nothing per task.
     settled = False
     tried_to_commit = False
-    started = 0.0
     timer: asyncio.TimerHandle | None = None
     reason: str | None = None
     _record: TaskRecord | None = None
@@ -57,6 +58,12 @@ class TaskContext:
         self.claim_id = claim_id
         self.lease_id = lease_id
         self.sent_at = sent_at
+        # What every task gets later has its place from the start: added to so many objects, each would need a dict.
+        self.handler: Handler | None = None
+        self.slot: Slot | None = None
+        self.started = 0.0
+        # JSON text, once the outbox has it.
+        self.result: str | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.row['type']} {self.row['id']} attempt {self.row['attempt']}>"
@@ -69,9 +76,12 @@ class TaskContext:
             values: dict[str, Any] = dict(self.row)
             for name in ("parameters", "error"):
                 values[name] = load_json(values[name])
-            # Not validated: the row is the database's, and its types are those of the model.
-            record = self._record = TaskRecord.model_construct(
-                **values,
+            for name in ("started_at", "created_at"):
+                # A double holds the microseconds of the next two centuries, and this rounds to them.
+                values[name] = datetime.fromtimestamp(values[name], UTC)
+            if values["retry_delay"] is None:
+                values["retry_delay"] = _USUAL_DELAY
+            values.update(
                 session_id=self.lane.session.id,
                 status=TaskStatus.RUNNING,
                 assigned_to=self.lane.agent.id,
@@ -80,7 +90,9 @@ class TaskContext:
                 progress=None,
                 result=None,
                 completed_at=None,
+                held=None,
             )
+            record = self._record = TaskRecord.trusting(values)
         return record
 
     @property
@@ -205,7 +217,8 @@ class TaskTransaction:
         self.result = None if result is None else dump_json(result, "result")
         ctx.tried_to_commit = True
         try:
-            await self.agent.tasks.complete(ctx.task, result)
+            async with answers.in_time(answers.COMMIT_SECONDS):
+                await self.agent.tasks.complete(ctx.task, result)
         except LeaseLost:
             self.refused = True
             raise

@@ -7,13 +7,14 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BlackboardError, TransientError, Unavailable
 from ..store.asyncpg_executor import AsyncpgConnectionExecutor, AsyncpgExecutor
-from ..store.statements import Statement
+from . import answers
 from .context import TaskContext
 from .handlers import Handler
 from .threads import Threads
@@ -74,7 +75,7 @@ class Lane:
         not_before: when it is worth another claim after that.
         due_at: when its next scheduled task is due.
         unheard: its listeners were not yet told what was claimed of it.
-        echo: the next hint may be our own.
+        in_vain: how many hints in a row came to nothing: others were quicker.
     """
 
     session: Session
@@ -86,20 +87,22 @@ class Lane:
     due_at: float | None = None
     closed: bool = False
     unheard: bool = False
-    echo: bool = False
+    in_vain: int = 0
 
     def notify(self) -> None:
-        """Whoever waits for tasks of this session looks again."""
+        """Whoever waits for what becomes of tasks of this session looks again."""
         self.unheard = False
-        self.echo = True
-        self.session.scope.listener.notify(self.session.id, "tasks")
+        self.session.scope.listener.notify(self.session.id, "tasks.changed")
 
 
 class _LineConnection(AsyncpgConnectionExecutor):
-    async def _fetch(self, statement: Statement, arguments: list[Any]) -> list[Any]:
-        # Records as they are: a dict of each would cost as much again as its decoding.
-        async with self._turn:
-            return await self._records(statement, arguments)
+    async def command(self, sql: str) -> str:
+        async with answers.in_time(answers.COMMIT_SECONDS):
+            return await super().command(sql)
+
+    def _rows_of(self, records: list[Any]) -> list[Any]:
+        # As they are: a dict of each would cost as much again as its decoding.
+        return records
 
 
 class Line(AsyncpgExecutor):
@@ -119,6 +122,14 @@ class Outage:
         self._failures = 0
         self._since = 0.0
         self._told_at = float("-inf")
+
+    def answer(self) -> AbstractAsyncContextManager[None]:
+        """What is asked inside is answered in time, and in more time after each failure.
+
+        Raises:
+            ServerUnreachable: it was not.
+        """
+        return answers.in_time(answers.ANSWER_SECONDS * 2 ** min(self._failures, 5))
 
     async def wait(self, error: BlackboardError, until: asyncio.Event | None = None) -> None:
         """The time for another try has come, or ``until`` is set.

@@ -20,6 +20,7 @@ _SQL = statements("engine")
 _LOOK_SECONDS = 0.5
 _YOUNG_SECONDS = 0.25
 _STALE_SECONDS = 1.0
+_MANY_CLAIMS = 10_000
 
 
 class Guard:
@@ -52,9 +53,9 @@ class Guard:
         """From the heartbeat's thread."""
         self._loop.call_soon_threadsafe(self.lose, lease_id)
 
-    def on_count(self, lease_id: UUID, held: int) -> None:
+    def on_count(self, lease_id: UUID, held: int, since: UUID | None) -> None:
         """From the heartbeat's thread."""
-        self._loop.call_soon_threadsafe(self._counted, lease_id, held)
+        self._loop.call_soon_threadsafe(self._counted, lease_id, held, since)
 
     def lose(self, lease_id: UUID) -> None:
         """What was claimed under that lease is somebody else's: it is dropped, and nothing of it is written."""
@@ -77,8 +78,12 @@ class Guard:
         core.intake.stir()
         core.changed.set()
 
-    def _counted(self, lease_id: UUID, held: int) -> None:
-        if held > len(self._core.held) and not self._audits and lease_id not in self.lost:
+    def _counted(self, lease_id: UUID, held: int, since: UUID | None) -> None:
+        core = self._core
+        known = len(core.held) if since is None else sum(ctx.claim_id >= since for ctx in core.held)
+        # An audit also forgets the claims that hold nothing any more.
+        many = len(core.lanes[0].session.scope.leases.claims(answered=True)) > _MANY_CLAIMS
+        if (held > known or many) and not self._audits and lease_id not in self.lost:
             audit = asyncio.ensure_future(self.audit(lease_id))
             self._audits.add(audit)
             audit.add_done_callback(self._audited)
@@ -97,7 +102,8 @@ class Guard:
         core = self._core
         scope = core.lanes[0].session.scope
         answered, known = scope.leases.claims(answered=True), scope.leases.claims()
-        rows = await scope.executor.fetch_all(_SQL["list_held_tasks"], lease_id=lease_id)
+        async with self._outage.answer():
+            rows = await scope.executor.fetch_all(_SQL["list_held_tasks"], lease_id=lease_id)
         known |= scope.leases.claims()
         scope.leases.drop_claims(answered - {row["claim_id"] for row in rows})
         for lane in core.lanes:
@@ -110,16 +116,17 @@ class Guard:
             ]
             if lost:
                 log.warning("%d tasks were claimed without our knowing, and are handed back", len(lost))
-                await scope.executor.fetch_all(
-                    _SQL["release_tasks"],
-                    session_id=lane.session.id,
-                    ids=[row["id"] for row in lost],
-                    claim_ids=[row["claim_id"] for row in lost],
-                    attempts=[row["attempt"] for row in lost],
-                    delays=[None for _ in lost],
-                    errors=[None for _ in lost],
-                    agent_id=lane.agent.id,
-                )
+                async with self._outage.answer():
+                    await scope.executor.fetch_all(
+                        _SQL["release_tasks"],
+                        session_id=lane.session.id,
+                        ids=[row["id"] for row in lost],
+                        claim_ids=[row["claim_id"] for row in lost],
+                        attempts=[row["attempt"] for row in lost],
+                        delays=[None for _ in lost],
+                        errors=[None for _ in lost],
+                        agent_id=lane.agent.id,
+                    )
                 lane.hot = True
                 lane.notify()
                 core.intake.stir()
@@ -162,12 +169,17 @@ class Guard:
                     lane.notify()
             self._hand_back_stale()
             before = perf_counter() - _YOUNG_SECONDS
-            leases = {ctx.lease_id for ctx in core.running if ctx.started < before and ctx.reason is None}
-            for lease_id in leases - self.lost:
+            if not any(ctx.started < before and ctx.reason is None for ctx in core.running):
+                continue
+            oldest: dict[UUID, UUID] = {}
+            for ctx in core.held:
+                oldest[ctx.lease_id] = min(ctx.claim_id, oldest.get(ctx.lease_id, ctx.claim_id))
+            for lease_id in oldest.keys() - self.lost:
                 try:
-                    rows = await core.lanes[0].session.scope.executor.fetch_all(
-                        _SQL["list_cancel_requests"], lease_id=lease_id
-                    )
+                    async with self._outage.answer():
+                        rows = await core.lanes[0].session.scope.executor.fetch_all(
+                            _SQL["list_cancel_requests"], lease_id=lease_id, oldest_claim_id=oldest[lease_id]
+                        )
                 except BlackboardError as error:
                     await self._outage.wait(error)
                     continue

@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from time import monotonic
+from time import monotonic, time
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_ANSWER_SECONDS = 30.0
 _STOP_SECONDS = 1.0
+# Every so many beats all that the lease holds is counted, otherwise only what was claimed in the last two terms: while
+# somebody holds an old snapshot, the server walks over everything that was ever claimed to count all.
+_FULL_COUNT_EVERY = 10
 
 
 class Heartbeat:
@@ -45,7 +48,7 @@ class Heartbeat:
         term: timedelta,
         *,
         on_lost: Callable[[], None] | None = None,
-        on_count: Callable[[int], None] | None = None,
+        on_count: Callable[[int, UUID | None], None] | None = None,
     ) -> None:
         """Nothing runs yet; the lease counts as fresh from here.
 
@@ -54,7 +57,8 @@ class Heartbeat:
             lease_id: an existing lease.
             term: the term the server gives this lease.
             on_lost: called once when the server says that the lease lapsed or is unknown.
-            on_count: called after each renewal with the number of running tasks that the lease holds.
+            on_count: called after each renewal with the number of running tasks that the lease holds, and with the
+                claim id from which on they were counted (ids of claims are UUIDv7); None counts all.
 
         Raises:
             ConfigurationError: the URL cannot be parsed.
@@ -150,7 +154,6 @@ class Heartbeat:
         third = self._term / 3
         answer_seconds = min(third, _LONGEST_ANSWER_SECONDS)
         link = Link(self._conninfo, waker, name="blackboard heartbeat", answer_seconds=answer_seconds)
-        command = self._command(answer_seconds)
         due = monotonic()
         failures = 0
         try:
@@ -161,7 +164,7 @@ class Heartbeat:
                         continue
                     self._asked = False
                     began = monotonic()
-                    self._beat(link, command)
+                    self._beat(link, answer_seconds)
                     # Downward only: a third of the term is the promise, and processes started together drift apart.
                     due = began + third * random.uniform(0.85, 1.0)
                     failures = 0
@@ -186,17 +189,26 @@ class Heartbeat:
             _log.error("lease %s has lapsed: its work may be with somebody else", self._lease_id)
             _call(self._on_lost)
 
-    def _command(self, answer_seconds: float) -> bytes:
+    def _command(self, answer_seconds: float, since: UUID | None) -> bytes:
         # A renewal that waits for a lock must end on the server too, or every retry leaves one more behind it. Two
         # statements in one message are one transaction: nothing outlives it, so this works through a pooler.
         limit = max(1, int(answer_seconds * 1000))
         return (
             f"SET LOCAL statement_timeout = {limit}; "  # noqa: S608
-            f"SELECT held FROM blackboard.renew_lease(CAST('{self._lease_id}' AS uuid)) AS held"
+            f"SELECT held FROM blackboard.renew_lease(CAST('{self._lease_id}' AS uuid), "
+            f"CAST({'NULL' if since is None else repr(str(since))} AS uuid)) AS held"
         ).encode()
 
-    def _beat(self, link: Link, command: bytes) -> None:
+    def _since(self) -> UUID | None:
+        if self._renewals % _FULL_COUNT_EVERY == 0:
+            return None
+        # The smallest UUIDv7 of that moment, by the clock that makes the ids of claims too.
+        return UUID(int=max(0, int((time() - 2 * self._term) * 1000)) << 80)
+
+    def _beat(self, link: Link, answer_seconds: float) -> None:
         link.open()
+        since = self._since()
+        command = self._command(answer_seconds, since)
         # Taken before the question: the server counts the term from a moment after this one.
         asked_at = monotonic()
         row = link.run(command)
@@ -206,10 +218,10 @@ class Heartbeat:
             raise LeaseLost("The lease has lapsed.")
         self._last_renewed_at = asked_at
         self._renewals += 1
-        _call(self._on_count, int(held))
+        _call(self._on_count, int(held), since)
 
 
-def _call(callback: Callable[..., None] | None, *args: int) -> None:
+def _call(callback: Callable[..., None] | None, *args: object) -> None:
     if callback is not None:
         try:
             callback(*args)

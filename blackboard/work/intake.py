@@ -11,6 +11,7 @@ from uuid import UUID
 
 from ..errors import LeaseLost, NotFound, SessionClosed
 from ..ids import new_id
+from ..repository.scope import head_start
 from ..store.statements import statements
 from .context import TaskContext
 from .core import RETRYABLE, Core, Lane, Line, Outage, log
@@ -155,8 +156,9 @@ class Intake:
     async def _claim(self, lane: Lane, limit: int) -> None:
         core = self._core
         leases = lane.session.scope.leases
-        lease_id = await leases.current()
-        await self._appear(lease_id)
+        async with self._outage.answer():
+            lease_id = await leases.current()
+            await self._appear(lease_id)
         claim_id = new_id()
         sent_at = monotonic()
         leases.begin_claim(claim_id)
@@ -180,7 +182,7 @@ class Intake:
         lane.hot = len(rows) >= limit
         lane.recheck = not lane.hot
         if rows:
-            lane.misses = 0
+            lane.misses = lane.in_vain = 0
             lane.not_before = 0.0
             lane.unheard = True
             contexts = [TaskContext(core, lane, row, claim_id, lease_id, sent_at) for row in rows]
@@ -195,15 +197,16 @@ class Intake:
         """The claim's answer, however often it takes to get it: asking again gives the same tasks."""
         while True:
             try:
-                rows = await self._line.fetch_all(
-                    _SQL["claim_for_worker"],
-                    session_id=lane.session.id,
-                    agent_id=lane.agent.id,
-                    capabilities=lane.agent.scope.capabilities,
-                    lease_id=lease_id,
-                    claim_id=claim_id,
-                    limit=limit,
-                )
+                async with self._outage.answer():
+                    rows = await self._line.fetch_all(
+                        _SQL["claim_for_worker"],
+                        session_id=lane.session.id,
+                        agent_id=lane.agent.id,
+                        capabilities=lane.agent.scope.capabilities,
+                        lease_id=lease_id,
+                        claim_id=claim_id,
+                        limit=limit,
+                    )
             except RETRYABLE as error:
                 if self._core.stopping or lease_id in self._core.guard.lost:
                     return []
@@ -229,12 +232,13 @@ class Intake:
             lane.recheck = False
         by_id = {lane.session.id: lane for lane in lanes}
         try:
-            rows = await self._line.fetch_all(
-                _SQL["look_for_tasks"],
-                session_ids=list(by_id),
-                agent_id=self._core.agent_id,
-                capabilities=lanes[0].agent.scope.capabilities,
-            )
+            async with self._outage.answer():
+                rows = await self._line.fetch_all(
+                    _SQL["look_for_tasks"],
+                    session_ids=list(by_id),
+                    agent_id=self._core.agent_id,
+                    capabilities=lanes[0].agent.scope.capabilities,
+                )
         except BaseException:
             for lane in lanes:
                 lane.recheck = True
@@ -263,17 +267,19 @@ class Intake:
             lane.closed = True
 
     async def _hear(self, lane: Lane) -> None:
-        with lane.session.scope.listener.subscribe(lane.session.id, ("tasks", "sessions")) as hints:
+        with lane.session.scope.listener.subscribe(lane.session.id, ("tasks.ready", "sessions")) as hints:
             while not lane.closed:
                 if not await hints.wait_async(None):
                     continue
-                self.dry = False
-                if lane.echo:
-                    # Our own voice, or so it seems: a look will tell, should it have drowned another one.
-                    lane.echo = False
+                if lane.in_vain:
+                    # Others were quicker the last time: of many idle workers not all come at once, and a look costs
+                    # less than a claim.
+                    await asyncio.sleep(head_start(lane.in_vain))
                     lane.recheck = True
                 else:
                     lane.hot = True
-                    lane.misses = 0
-                    lane.not_before = 0.0
+                lane.in_vain += 1
+                self.dry = False
+                lane.misses = 0
+                lane.not_before = 0.0
                 self._event.set()

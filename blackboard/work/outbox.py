@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import BlackboardError, InvalidInput
 from ..jsonable import dump_json
-from ..repository.tasks import error_facts
+from ..repository.claims import error_facts
 from ..store.statements import statements
 from .context import TaskContext
 from .core import RETRYABLE, Core, Lane, Line, Outage, log
@@ -22,7 +22,6 @@ _ENGINE = statements("engine")
 
 _LINGER_SECONDS = 0.003
 _DEFAULT_ATTEMPTS = 5
-_DEFAULT_DELAY = timedelta(seconds=1)
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class Outbox:
     def __init__(self, core: Core, line: Line) -> None:
         self._core = core
         self._line = line
-        self._completed: list[tuple[TaskContext, str | None]] = []
+        self._completed: list[TaskContext] = []
         self._failed: list[_Failure] = []
         self._released: list[_Release] = []
         self._wake = asyncio.Event()
@@ -59,9 +58,11 @@ class Outbox:
 
     def complete(self, ctx: TaskContext, result: str | None) -> None:
         """The task is about to be completed with that JSON text."""
-        self._completed.append((ctx, result))
-        if len(self._completed) == 1 or len(self._completed) >= self._core.max_batch:
-            self._nudge(full=len(self._completed) >= self._core.max_batch)
+        ctx.result = result
+        self._completed.append(ctx)
+        waiting, most = len(self._completed), self._core.max_batch
+        if waiting in (1, most):
+            self._nudge(full=waiting == most)
 
     def fail(self, ctx: TaskContext, error: BaseException | str | dict[str, Any], *, outcome: str = "retry") -> None:
         """The attempt is about to fail: ``retry`` by policy, or ``dead`` or ``failed`` at once."""
@@ -127,7 +128,7 @@ class Outbox:
         most = self._core.max_batch
         if self._completed:
             batch, self._completed = self._completed[:most], self._completed[most:]
-            await self._write(batch, [ctx for ctx, _ in batch], self._write_completed)
+            await self._write(batch, batch, self._write_completed)
         if self._failed:
             failed, self._failed = self._failed[:most], self._failed[most:]
             await self._write(failed, [one.ctx for one in failed], self._write_failed)
@@ -153,7 +154,8 @@ class Outbox:
     async def _insist(self, lane: Lane, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any) -> None:
         while True:
             try:
-                await write(lane, batch)
+                async with self._outage.answer():
+                    await write(lane, batch)
             except RETRYABLE as error:
                 # Writing them once more is no second outcome: claim id and attempt are the key.
                 await self._outage.wait(error)
@@ -178,20 +180,21 @@ class Outbox:
             return
         ctx = contexts[0]
         log.error("%r: its outcome was refused by the database: %s", ctx, error)
-        if isinstance(batch[0], tuple):
+        if batch[0] is ctx:
             # The result is at fault: the attempt fails with what the database said.
             await self._insist(
                 lane, [_Failure(ctx, _error_text(error), "retry", *_policy(ctx))], contexts, self._write_failed
             )
 
-    async def _write_completed(self, lane: Lane, batch: list[tuple[TaskContext, str | None]]) -> None:
+    async def _write_completed(self, lane: Lane, batch: list[TaskContext]) -> None:
         rows = await self._line.fetch_all(
             _TASKS["complete_tasks"],
             session_id=lane.session.id,
-            ids=[ctx.row["id"] for ctx, _ in batch],
-            claim_ids=[ctx.claim_id for ctx, _ in batch],
-            attempts=[ctx.row["attempt"] for ctx, _ in batch],
-            results=[result for _, result in batch],
+            ids=[ctx.row["id"] for ctx in batch],
+            claim_ids=[ctx.claim_id for ctx in batch],
+            attempts=[ctx.row["attempt"] for ctx in batch],
+            # Many handlers return nothing, and an array that is too short is filled up with NULL.
+            results=[ctx.result for ctx in batch] if any(ctx.result is not None for ctx in batch) else [],
             agent_id=lane.agent.id,
         )
         counts = self._core.counts
@@ -255,7 +258,7 @@ def _policy(ctx: TaskContext) -> tuple[timedelta | None, int | None]:
     if policy is None:
         return None, None
     # A first failure wrote the policy's number into the row.
-    if row["retry_delay"] != _DEFAULT_DELAY or row["max_attempts"] not in {_DEFAULT_ATTEMPTS, policy.max_attempts}:
+    if row["retry_delay"] is not None or row["max_attempts"] not in {_DEFAULT_ATTEMPTS, policy.max_attempts}:
         return None, None
     return policy.delay_after(row["attempt"] - row["released"]), policy.max_attempts
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..errors import BlackboardError, ConfigurationError, InvalidInput, LeaseLost
+from . import answers
 from .core import Core, Counts, Lane, Line, log
 from .guard import Guard
 from .handlers import Handler, Handlers
@@ -354,8 +355,9 @@ class Worker:
             log.error("%d outcomes could not be written; their tasks come back", core.outbox.backlog)
         with contextlib.suppress(BlackboardError, LeaseLost):
             # A claim whose answer never came may have got something.
-            lease_id = await core.lanes[0].session.scope.leases.current()
-            await core.guard.audit(lease_id)
+            async with answers.in_time(answers.ANSWER_SECONDS):
+                lease_id = await core.lanes[0].session.scope.leases.current()
+                await core.guard.audit(lease_id)
 
     async def _stop_running(self, core: Core) -> None:
         log.warning("%d handlers are stopped; their tasks go back", len(core.running))

@@ -100,7 +100,7 @@ class DeadLetters(Repository):
             actor=self._scope.actor,
         )
         if rows and not dry_run:
-            self._hint("tasks")
+            self._hint("tasks.ready")
         return [row["id"] for row in rows]
 
     def discard(self, task_id: UUID | str, reason: str = "") -> TaskRecord:

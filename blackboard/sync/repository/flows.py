@@ -15,8 +15,8 @@ from ...models.flow_plans import After, Stage
 from ...models.flows import FlowProgress, FlowRecord, FlowStatus, FlowSummary
 from ...models.tasks import NewTask, TaskRecord
 from ...store.statements import statements
+from .adding import task_options
 from .scope import Repository
-from .tasks import task_options
 
 __all__ = ["Flows"]
 
@@ -61,7 +61,7 @@ class Flows(Repository):
             inputs=dump_json({} if inputs is None else dict(inputs), "inputs"),
             actor=self._scope.actor,
         )
-        self._hint("tasks")
+        self._hint("tasks.ready")
         return self.get(flow_id)
 
     def get(self, flow_id: UUID | str) -> FlowRecord:
@@ -172,7 +172,7 @@ class Flows(Repository):
             quality=quality,
             agent_id=self._agent_id,
         )
-        self._hint("tasks")
+        self._hint("tasks.ready")
         if refused is not None:
             raise LeaseLost(
                 f"Task {task.id} is not yours any more: the result was kept aside and not applied. Drop this work.",
@@ -274,7 +274,7 @@ class Flows(Repository):
         self._executor.fetch_one(
             _SQL[statement], session_id=self._scope.session_id, id=wanted, actor=self._scope.actor, **params
         )
-        self._hint("tasks")
+        self._hint("tasks.ready")
         return self.get(wanted)
 
 

@@ -91,7 +91,7 @@ class TaskGates(Repository):
             if moved is None or not moved["moved"]:
                 break
             total += moved["moved"]
-        self._hint("tasks")
+        self._hint("tasks.ready")
         return total
 
     def pauses(self) -> list[Pause]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ...errors import InvalidInput, WaitNotAllowed
 from ...store.listener import Listener
 from ..store.executor import Executor
 
-__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope", "soon"]
+__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope", "head_start", "soon"]
 
 _T = TypeVar("_T")
 
@@ -28,8 +29,8 @@ class LeaseWatcher(Protocol):
         """The server said that the lease has lapsed; may be said twice."""
         ...
 
-    def on_count(self, lease_id: UUID, held: int) -> None:
-        """The lease was renewed, and held so many running tasks."""
+    def on_count(self, lease_id: UUID, held: int, since: UUID | None) -> None:
+        """The lease was renewed, and held so many running tasks of claims from ``since`` on, or of all (None)."""
         ...
 
 
@@ -103,11 +104,18 @@ class Repository:
             )
         return self._scope.agent_id
 
-    def _hint(self, noun: str) -> None:
+    def _hint(self, noun: str, *, told: bool = False) -> None:
         # The hot verbs do not notify in their own transaction: that would serialise every commit of the cluster.
         # Inside a caller's transaction their wake-up is the waiters' poll.
         if not self._executor.bound:
-            self._scope.listener.notify(self._scope.session_id, noun)
+            self._scope.listener.notify(self._scope.session_id, noun, told=told)
+
+    def _hints_within(self) -> bool:
+        """Whether the statement that comes now should notify in its own transaction.
+
+        In a caller's transaction nobody else can; and where hints are rare it is the quickest way.
+        """
+        return self._executor.bound or self._scope.listener.quiet()
 
     def _until(
         self,
@@ -117,6 +125,7 @@ class Repository:
         timeout: timedelta | None,
         *,
         again_in: Check[float] | None = None,
+        rivals: bool = False,
     ) -> _T | None:
         """What ``check`` returned when it first was not None; None when the time was up.
 
@@ -125,6 +134,8 @@ class Repository:
         Args:
             again_in: asked after each look in vain: in how many seconds time alone may change the answer, which no
                 hint tells; None where only a hint can.
+            rivals: of those who are hinted at once only a few will find something. Who has looked in vain looks a
+                little later the next time, the more so the more often that was: not all come at once.
 
         Raises:
             WaitNotAllowed: this handle is bound to a caller's connection.
@@ -136,6 +147,7 @@ class Repository:
                 verb=verb,
             )
         ends = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        in_vain = 0
         with self._scope.listener.subscribe(self._scope.session_id, nouns) as hints:
             while True:
                 found = check()
@@ -145,7 +157,17 @@ class Repository:
                 if again_in is not None:
                     soon = again_in()
                     left = soon if left is None else left if soon is None else min(left, soon)
-                hints.wait(left)
+                hinted = hints.wait(left)
+                if rivals and hinted:
+                    pause = head_start(in_vain)
+                    in_vain += 1
+                    if pause:
+                        time.sleep(pause if ends is None else min(pause, max(0.0, ends - time.monotonic())))
+
+
+def head_start(in_vain: int) -> float:
+    """Seconds that one who came ``in_vain`` so often in a row leaves to others: none at first, at most a tenth."""
+    return random.random() * min(0.1, 0.001 * 2.0 ** min(in_vain, 10)) if in_vain else 0.0
 
 
 def soon() -> float | None:

@@ -70,6 +70,10 @@ class ConnectionExecutor:
         """Whether the connection is open and between transactions."""
         raise NotImplementedError
 
+    def ready(self) -> bool:
+        """Whether another call may have the connection; a short question where a call on it was given up."""
+        return self.usable
+
     def rows(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         """Runs ``statement``; all its rows in its order."""
         raise NotImplementedError

@@ -176,7 +176,7 @@ class PoolExecutor:
                     connection = self._idle.pop()[0] if self._idle else None
                 if connection is None:
                     return self._open()
-                if connection.usable:
+                if connection.ready():
                     return connection
                 connection.discard()
         except BaseException:

@@ -12,12 +12,20 @@ from psycopg.rows import dict_row
 
 from ...store.driver_errors import MINIMUM_SERVER_VERSION, PSYCOPG_ERRORS, from_psycopg, too_old
 from ...store.statements import Statement
+from ...store.urls import has_option
 from .executor import ConnectionExecutor, Row
 from .pool import PoolExecutor
 
 __all__ = ["PsycopgConnectionExecutor", "PsycopgExecutor"]
 
 _PREPARE_AFTER = 5
+# A host that is gone is found out within half a minute, and not after the system's two hours.
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
 class PsycopgConnectionExecutor(ConnectionExecutor):
@@ -79,6 +87,7 @@ class PsycopgExecutor(PoolExecutor):
                 prepare_threshold=None,
                 fallback_application_name=self._application_name,
                 connect_timeout=max(2, round(self._connect_timeout)),  # libpq knows whole seconds, and takes 1 for 2
+                **{name: value for name, value in _KEEPALIVE.items() if not has_option(self._url, name)},
             )
         except PSYCOPG_ERRORS as error:
             raise from_psycopg(error) from error

@@ -1,0 +1,342 @@
+"""Tasks: claimed under a lease, held, and ended once."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from ..errors import InvalidInput, LeaseLost
+from ..ids import as_uuid, new_id
+from ..jsonable import check_text, dump_json
+from ..models.tasks import TaskRecord
+from ..store.statements import statements
+from .adding import TaskAdding
+
+__all__ = ["TaskClaims", "error_facts"]
+
+_SQL = statements("tasks")
+_ENGINE = statements("engine")
+
+
+class TaskClaims(TaskAdding):
+    """The part of ``tasks`` that is for whoever does them."""
+
+    async def claim(
+        self,
+        limit: int = 1,
+        *,
+        capabilities: Sequence[str] | None = None,
+        wait: timedelta | None = None,
+        claim_id: UUID | None = None,
+    ) -> list[TaskRecord]:
+        """Up to ``limit`` tasks are running under this agent's lease: assigned ones first, then by priority and age.
+
+        No two callers get the same task. The tasks stay with the caller while its process renews its lease; the
+        records carry the fencing token that every later verb on them needs. An empty list means that there was
+        nothing that could be claimed.
+
+        Args:
+            limit: 1 to 10 000.
+            capabilities: which kinds to take; by default all that the agent offers. Tasks for anyone are included.
+            wait: how long to wait for the first one; not at all by default.
+            claim_id: the idempotency key: a call repeated with the same one returns the same tasks.
+
+        Raises:
+            InvalidInput: the limit is out of range, or this is no agent's handle.
+            SessionClosed: the session is over.
+            WaitNotAllowed: ``wait`` on a handle that is bound to a caller's connection.
+        """
+        if not 1 <= limit <= 10_000:
+            raise InvalidInput("limit must be between 1 and 10000.", field="limit")
+        chosen = self._scope.capabilities if capabilities is None else capabilities
+        checked = [check_text(capability, "capabilities", 100) for capability in chosen]
+
+        if wait is None:
+            return await self._claim_once(limit, checked, claim_id or new_id())
+        looked = False
+        due_in: float | None = None
+
+        async def attempt() -> list[TaskRecord] | None:
+            nonlocal looked, due_in
+            # All who wait are woken by a task, and one will get it: from the second time on a look goes first.
+            if looked:
+                ready, due_in = await self._look(checked)
+                if not ready:
+                    return None
+            claimed = await self._claim_once(limit, checked, claim_id or new_id())
+            if looked and not claimed:
+                # Somebody else has it locked, who may yet give it back without a word.
+                due_in = 1.0 if due_in is None else min(due_in, 1.0)
+            return claimed or None
+
+        async def again_in() -> float | None:
+            nonlocal looked, due_in
+            if not looked:
+                _, due_in = await self._look(checked)
+                looked = True
+            return due_in
+
+        nouns = ("tasks.ready", "sessions")
+        return await self._until("claim", nouns, attempt, wait, again_in=again_in, rivals=True) or []
+
+    async def _look(self, capabilities: Sequence[str]) -> tuple[bool, float | None]:
+        """Whether a claim may find something, and in how many seconds time alone may change that."""
+        row = await self._executor.fetch_one(
+            _ENGINE["look_for_tasks"],
+            session_ids=[self._scope.session_id],
+            agent_id=self._agent_id,
+            capabilities=capabilities,
+        )
+        if row is None:
+            return True, None
+        due_in = None if row["due_in"] is None else max(0.0, row["due_in"].total_seconds())
+        # A claim in a session that is over says so.
+        return row["ready"] or row["status"] not in {"active", "paused"} or due_in == 0.0, due_in
+
+    async def claim_by_id(self, task_id: UUID | str, *, claim_id: UUID | None = None) -> TaskRecord | None:
+        """This very task is running under this agent's lease; None if it is not ready, or assigned to somebody else.
+
+        Raises:
+            SessionClosed: the session is over.
+        """
+        lease_id, claim_id = await self._scope.leases.current(), claim_id or new_id()
+        self._scope.leases.begin_claim(claim_id)
+        row = None
+        try:
+            row = await self._executor.fetch_one(
+                _SQL["claim_task"],
+                session_id=self._scope.session_id,
+                id=as_uuid(task_id, "task_id"),
+                agent_id=self._agent_id,
+                lease_id=lease_id,
+                claim_id=claim_id,
+            )
+        finally:
+            self._scope.leases.end_claim(claim_id, held=row is not None)
+        if row is None:
+            return None
+        self._hint("tasks.changed")
+        return TaskRecord.from_row(row)
+
+    async def _claim_once(self, limit: int, capabilities: Sequence[str], claim_id: UUID) -> list[TaskRecord]:
+        agent_id = self._agent_id
+        lease_id = await self._scope.leases.current()
+        try:
+            rows = await self._claim_rows(agent_id, limit, capabilities, lease_id, claim_id)
+        except LeaseLost:
+            # Nothing was claimed: the process slept past its lease.
+            if self._executor.bound:
+                raise
+            await self._scope.leases.forget(lease_id)
+            lease_id = await self._scope.leases.current()
+            rows = await self._claim_rows(agent_id, limit, capabilities, lease_id, claim_id)
+        if rows:
+            self._hint("tasks.changed")
+        return [self._record(row) for row in rows]
+
+    async def _claim_rows(
+        self, agent_id: str, limit: int, capabilities: Sequence[str], lease_id: UUID, claim_id: UUID
+    ) -> list[Any]:
+        self._scope.leases.begin_claim(claim_id)
+        rows: list[Any] = []
+        try:
+            rows = await self._executor.fetch_all(
+                _SQL["claim_tasks"],
+                session_id=self._scope.session_id,
+                agent_id=agent_id,
+                capabilities=list(capabilities),
+                lease_id=lease_id,
+                claim_id=claim_id,
+                limit=limit,
+            )
+        finally:
+            self._scope.leases.end_claim(claim_id, held=bool(rows))
+        return rows
+
+    async def complete(self, task: TaskRecord, result: Any = None) -> None:
+        """The task is completed with ``result`` (JSON, up to 1 MiB), and what depended on it is ready, at once.
+
+        Repeating the call changes nothing.
+
+        Raises:
+            InvalidInput: the result is refused.
+            LeaseLost: the task was taken from this holder; the result was kept aside (``late_results``).
+        """
+        refused = await self.complete_many([(task, result)])
+        if refused:
+            raise LeaseLost(
+                f"Task {task.id} is not yours any more: the result was kept aside and not applied. Drop this work.",
+                noun="task",
+                id=str(task.id),
+            )
+
+    async def complete_and_claim(
+        self,
+        task: TaskRecord,
+        result: Any = None,
+        *,
+        limit: int = 1,
+        capabilities: Sequence[str] | None = None,
+        claim_id: UUID | None = None,
+    ) -> list[TaskRecord]:
+        """The task is completed and the next ones are running under this agent's lease, in one call and transaction.
+
+        What the completion made ready can be among them. For agents that take one task at a time: it saves a round
+        trip and a commit per task. An empty list means that there was nothing to claim, or that the session is paused
+        or over.
+
+        Args:
+            task: as it was claimed.
+            result: JSON, up to 1 MiB.
+            limit: as in ``claim``.
+            capabilities: as in ``claim``.
+            claim_id: of the next claim: a call repeated with the same one returns the same tasks.
+
+        Raises:
+            InvalidInput: the limit or the result is refused.
+            LeaseLost: the task was taken from this holder; the result was kept aside, and nothing was claimed.
+        """
+        if not 1 <= limit <= 10_000:
+            raise InvalidInput("limit must be between 1 and 10000.", field="limit")
+        chosen = self._scope.capabilities if capabilities is None else capabilities
+        checked = [check_text(capability, "capabilities", 100) for capability in chosen]
+        lease_id, claim_id = await self._scope.leases.current(), claim_id or new_id()
+        self._scope.leases.begin_claim(claim_id)
+        rows: list[Any] = []
+        try:
+            rows = await self._executor.fetch_all(
+                _ENGINE["complete_and_claim"],
+                session_id=self._scope.session_id,
+                id=task.id,
+                claim_id=_claim_id(task),
+                attempt=task.attempt,
+                result=None if result is None else dump_json(result, "result"),
+                agent_id=self._agent_id,
+                capabilities=checked,
+                lease_id=lease_id,
+                next_claim_id=claim_id,
+                limit=limit,
+            )
+        except LeaseLost:
+            if self._executor.bound:
+                raise
+            # Nothing has happened. Either the task is not ours, which is told again, the result then kept aside; or
+            # the lease that the next ones should come under is gone.
+            await self.complete(task, result)
+            return await self._claim_once(limit, checked, claim_id)
+        finally:
+            self._scope.leases.end_claim(claim_id, held=bool(rows))
+        self._hint("tasks.changed")
+        return [self._record(row) for row in rows]
+
+    async def complete_many(self, results: Sequence[tuple[TaskRecord, Any]]) -> list[UUID]:
+        """All held tasks among them are completed; returns the ids of those that were refused, results kept aside.
+
+        Raises:
+            InvalidInput: a result is refused; nothing was completed then.
+        """
+        rows = await self._executor.fetch_all(
+            _SQL["complete_tasks"],
+            session_id=self._scope.session_id,
+            ids=[task.id for task, _ in results],
+            claim_ids=[_claim_id(task) for task, _ in results],
+            attempts=[task.attempt for task, _ in results],
+            results=[None if result is None else dump_json(result, "result") for _, result in results],
+            agent_id=self._agent_id,
+        )
+        self._hint("tasks.changed")
+        return [row["id"] for row in rows]
+
+    async def fail(
+        self,
+        task: TaskRecord,
+        error: BaseException | str | dict[str, Any],
+        *,
+        retry: bool = True,
+        delay: timedelta | None = None,
+    ) -> TaskRecord:
+        """This attempt has failed: the task comes back later, or is ``dead`` after its last attempt, or ``failed``.
+
+        Args:
+            task: as it was claimed.
+            error: an exception (its traceback is kept), a message, or an object with at least ``message``.
+            retry: False ends it as ``failed`` at once.
+            delay: until the next attempt; by default exponential backoff with jitter.
+
+        Raises:
+            LeaseLost: the task was taken from this holder.
+            NotFound: no such task.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["fail_task"],
+            session_id=self._scope.session_id,
+            id=task.id,
+            claim_id=_claim_id(task),
+            attempt=task.attempt,
+            error=dump_json(error_facts(error), "error"),
+            retry=retry,
+            delay=delay,
+            agent_id=self._agent_id,
+        )
+        assert row is not None
+        return TaskRecord.from_row(row)
+
+    async def release(self, task: TaskRecord) -> TaskRecord:
+        """The task is ready for others again, and this attempt does not count.
+
+        Raises:
+            LeaseLost: the task was taken from this holder.
+            NotFound: no such task.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["release_task"],
+            session_id=self._scope.session_id,
+            id=task.id,
+            claim_id=_claim_id(task),
+            attempt=task.attempt,
+            agent_id=self._agent_id,
+        )
+        assert row is not None
+        return TaskRecord.from_row(row)
+
+    async def progress(self, task: TaskRecord, progress: Any) -> TaskRecord:
+        """Everybody can see how far the task is; ``cancel_requested`` of what returns tells whether to stop.
+
+        Raises:
+            InvalidInput: the value is refused.
+            LeaseLost: the task was taken from this holder.
+            NotFound: no such task.
+        """
+        row = await self._executor.fetch_one(
+            _SQL["progress_task"],
+            session_id=self._scope.session_id,
+            id=task.id,
+            claim_id=_claim_id(task),
+            attempt=task.attempt,
+            progress=dump_json(progress, "progress"),
+            agent_id=self._agent_id,
+        )
+        assert row is not None
+        return TaskRecord.from_row(row)
+
+
+def _claim_id(task: TaskRecord) -> UUID:
+    if task.claim_id is None:
+        raise InvalidInput("This task was never claimed: pass the record that `claim` returned.", field="task")
+    return task.claim_id
+
+
+def error_facts(error: BaseException | str | dict[str, Any]) -> dict[str, Any]:
+    """What a task's ``error`` says of a failure: ``code`` and ``message``, and an exception's ``traceback``."""
+    if isinstance(error, BaseException):
+        return {
+            "code": type(error).__name__,
+            "message": str(error)[:10_000],
+            "traceback": "".join(traceback.format_exception(error))[-50_000:],
+        }
+    if isinstance(error, str):
+        return {"code": "failed", "message": error[:10_000]}
+    return error
