@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import inspect
 import logging
@@ -126,6 +127,8 @@ async def _run(
                 )
             made = await _made(target, found, board)
         log = logging.getLogger("blackboard.worker")
+        # What is there by now stays: full collections need not walk over every imported module again and again.
+        gc.freeze()
         counts = await (made.drain() if drain else made.run())
         told = {name: value for name, value in asdict(counts).items() if value or name == "completed"}
         log.info("ended: %s", ", ".join(f"{value} {name}" for name, value in told.items()))

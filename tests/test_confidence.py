@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from blackboard.errors import InvalidInput, NotFound
 from blackboard.ids import new_id
 
-UNIT = st.floats(0, 1)
+# Not the subnormal ones: the reference loses its digits there, where numeric arithmetic does not.
+UNIT = st.floats(0, 1, allow_subnormal=False)
 CATEGORIES = ("observation", "hypothesis", "conclusion")
 FINDINGS = st.lists(
     st.tuples(st.integers(0, 2), st.sampled_from(CATEGORIES), st.none() | UNIT, st.integers(0, 4)), max_size=8
@@ -113,13 +114,13 @@ def test_the_aggregate_is_the_seeds_number_to_the_last_bit(
     assert row[0] == (expected if expected > 1e-300 else 0) or abs(row[0] - expected) < 1e-299
 
 
-@given(value=st.floats(0.01, 0.99), weight=st.floats(0, 10), times=st.integers(1, 5))
+@given(value=st.floats(0.01, 0.99), weight=st.floats(0, 10, allow_subnormal=False), times=st.integers(1, 5))
 @through_the_database
 def test_a_pool_of_equals_is_that_value(sql: psycopg.Connection[Any], value: float, weight: float, times: int) -> None:
     assert pool(sql, [value] * times, [weight] * times) == pytest.approx(value, abs=1e-12)
 
 
-PAIRS = st.lists(st.tuples(UNIT, st.floats(0, 10)), min_size=1, max_size=6)
+PAIRS = st.lists(st.tuples(UNIT, st.floats(0, 10, allow_subnormal=False)), min_size=1, max_size=6)
 
 
 @given(pairs=PAIRS, random=st.randoms(use_true_random=False))

@@ -247,13 +247,7 @@ async def test_a_cursor_of_another_database_or_of_the_future(session: Session, d
 async def test_pruning_expires_older_cursors_only(session: Session, db: Connection) -> None:
     await db.execute(ADD, session.id, 1)
     old = (await session.events.read(limit=1)).cursor
-
-    async def settled() -> str | None:
-        # Without a transaction of somebody else in it, in whatever database: those might have been pruned too.
-        cursor = (await session.events.read()).cursor
-        return cursor if cursor.endswith(".") else None
-
-    middle = await eventually(settled)
+    middle = (await session.events.read()).cursor
     moment = await db.fetchval("SELECT blackboard.now()")
     await db.execute(ADD, session.id, 2)
     assert await session.events.prune(moment) == 2
@@ -263,9 +257,67 @@ async def test_pruning_expires_older_cursors_only(session: Session, db: Connecti
     assert numbers((await session.events.read()).events) == [2]
     later = await db.fetchval("SELECT blackboard.now()")
     assert await session.events.prune(later) == 1
-    here = await eventually(settled)
+    here = (await session.events.read()).cursor
     await db.execute(ADD, session.id, 3)
     assert numbers((await session.events.read(here)).events) == [3]
+
+
+def listed(cursor: str) -> list[str]:
+    """The transactions that ran when the cursor was read."""
+    return cursor.split(".")[3].split(",")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_cursor_expires_by_what_was_taken_and_not_by_who_ran(
+    session: Session, server_url: str, db: Connection, connect: Connect, ended: bool
+) -> None:
+    slow = await connect()
+    with psycopg.connect(with_database(server_url, "postgres")) as elsewhere:
+        elsewhere.execute("SELECT pg_current_xact_id()")
+        transaction = slow.transaction()
+        await transaction.start()
+        await slow.execute(ADD, session.id, 1)
+        await db.execute(ADD, session.id, 2)
+        cursor = (await session.events.read()).cursor
+        assert len(listed(cursor)) >= 2, "one here and one elsewhere"
+        if ended:
+            elsewhere.rollback()
+        assert await session.events.prune(await db.fetchval("SELECT blackboard.now()")) == 2
+        await transaction.commit()
+        page = await session.events.read(cursor)
+        assert numbers(page.events) == [1], "it ran while the others were taken"
+        assert await session.events.prune(await db.fetchval("SELECT blackboard.now()")) == 1
+        with pytest.raises(CursorExpired):
+            await session.events.read(cursor)
+        await db.execute(ADD, session.id, 3)
+        assert numbers((await session.events.read(page.cursor)).events) == [3]
+        elsewhere.rollback()
+
+
+async def test_of_many_that_were_pruned_the_last_thousand_are_told_apart(
+    session: Session, server_url: str, db: Connection
+) -> None:
+    many = """DO $$ BEGIN FOR n IN 1 .. %d LOOP
+                  INSERT INTO blackboard.tasks (session_id, type) VALUES ('%s', 't'); COMMIT; END LOOP; END $$"""
+    elsewhere = with_database(server_url, "postgres")
+    with psycopg.connect(elsewhere) as one, psycopg.connect(elsewhere) as two:
+        one.execute("SELECT pg_current_xact_id()")
+        await db.execute(many % (600, session.id))
+        two.execute("SELECT pg_current_xact_id()")
+        await db.execute(many % (600, session.id))
+        late = await session.events.now()
+        assert await session.events.prune(await db.fetchval("SELECT blackboard.now()")) == 1201
+        assert (await session.events.read(late)).events == (), "both still run"
+        both = await session.events.now()
+        two.rollback()
+        assert await session.events.prune(await db.fetchval("SELECT blackboard.now()")) == 0
+        assert (await session.events.read(both)).events == (), "nothing was taken meanwhile"
+        await db.execute(many % (1, session.id))
+        last = await session.events.now()
+        one.rollback()
+        assert await session.events.prune(await db.fetchval("SELECT blackboard.now()")) == 1
+        with pytest.raises(CursorExpired):
+            await session.events.read(last)
 
 
 async def test_history_is_append_only(session: Session, db: Connection) -> None:

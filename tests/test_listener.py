@@ -189,6 +189,23 @@ def test_many_notifications_go_out_in_few_statements_and_none_is_missing(server:
     assert len(heard) < 200, "not coalesced"
 
 
+def test_a_steady_stream_is_told_less_often_than_what_comes_after_a_silence(server: WatchedServer, make: Make) -> None:
+    pause = 0.02
+    listener, session = make(coalesce=timedelta(seconds=pause)), uuid4()
+    with server.connect() as connection:
+        connection.execute("LISTEN blackboard")
+        began = time.monotonic()
+        while time.monotonic() < began + 60 * pause:
+            listener.notify(session, "tasks")
+            time.sleep(0.001)
+        eventually(lambda: not listener._pending)
+        listener.notify(session, "last")
+        told = [(notice.payload.split()[1]) for notice in connection.notifies(timeout=0.5)]
+    # At the shortest pause it would be sixty times; 20, 40, 80 and then 160 ms make it ten.
+    assert 2 <= told.count("tasks") <= 20
+    assert told[-1] == "last"
+
+
 def test_hints_with_any_noun_reach_the_server_as_they_are(server: WatchedServer, make: Make) -> None:
     noun = 'a "b" \\c, {d} ä'
     session = uuid4()

@@ -106,6 +106,18 @@ async def test_claim(plans: Plans) -> None:
         await plans.indexed({"tasks_assigned", "tasks_ready", "tasks_leased"}, CLAIM, SESSION, LEASE, limit)
 
 
+async def test_claim_and_look_above_floors(plans: Plans) -> None:
+    for _ in range(2):
+        await plans.connection.execute("SELECT blackboard.note_floors($1, '{\"5 \": 7}', 3600)", SESSION)
+        for limit in (1, 10):
+            await plans.indexed({"tasks_ready"}, CLAIM, SESSION, LEASE, limit)
+        plan = await plans.of("SELECT * FROM blackboard.look_for_tasks(ARRAY[$1::uuid], 'ops/a', ARRAY['x'])", SESSION)
+        assert not set(re.findall(r"Seq Scan on (?:blackboard\.)?(\w+)", plan)) & BIG, plan
+        heads = [line for line in plan.splitlines() if "Index Cond" in line and '"position" >' in line]
+        assert heads, f"a floor is where a walk begins, not what it leaves out\n{plan}"
+        assert all("priority = " in line and "capability = " in line for line in heads), plan
+
+
 async def test_complete_many(plans: Plans) -> None:
     rows = await plans.connection.fetch(CLAIM, SESSION, LEASE, 20)
     ids, claims = [row["id"] for row in rows] or [SESSION], [row["claim_id"] for row in rows] or [SESSION]
@@ -115,6 +127,88 @@ async def test_complete_many(plans: Plans) -> None:
         "array_fill(NULL::jsonb, ARRAY[cardinality($2::uuid[])]), 'ops/a')",
         SESSION, ids, claims, [1] * len(ids),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("plans", ["empty"], indirect=True)
+async def test_completions_of_a_session_that_grows(plans: Plans) -> None:
+    """The first plans are made for ten tasks, on this connection, and nobody looks at the table again."""
+    add = """SELECT blackboard.add_tasks($1, array_agg(gen_random_uuid()), array_agg('t'::text), array_agg(''::text),
+                 array_agg(5::smallint), array_agg('{}'::jsonb), array_agg(NULL::jsonb), 'x') FROM generate_series(1, $2)"""
+    complete = """SELECT * FROM blackboard.complete_tasks($1, $2::uuid[], $3::uuid[], $4::int[],
+                      array_fill(NULL::jsonb, ARRAY[cardinality($2::uuid[])]), 'ops/a')"""
+    fused = """SELECT * FROM blackboard.complete_and_claim($1, $2, $3, $4, NULL, 'ops/a', ARRAY['x'], $5,
+                   gen_random_uuid(), 1)"""
+    await plans.connection.execute("ANALYZE blackboard.tasks, blackboard.leases")
+    lease = uuid.uuid4()
+    await plans.connection.fetch("SELECT blackboard.start_lease($1, 'x', 1, '1 hour')", lease)
+    for size in (10, 20_000):
+        await plans.connection.fetch(add, SESSION, size)
+        rows = await plans.connection.fetch(CLAIM, SESSION, lease, 6)
+        for first in range(0, 4, 2):
+            held = rows[first : first + 2]
+            values = [[row[name] for row in held] for name in ("id", "claim_id", "attempt")]
+            await plans.indexed({"tasks_pkey"}, complete, SESSION, *values)
+        for row in rows[4:]:
+            held = [row[name] for name in ("id", "claim_id", "attempt")]
+            await plans.indexed({"tasks_pkey", "tasks_ready"}, fused, SESSION, *held, lease)
+
+
+FLOWS = """
+SET session_replication_role = replica;
+INSERT INTO blackboard.flows (session_id, id, name, digest)
+SELECT lpad(to_hex(1 + n % 20), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, 'f', 'x' FROM generate_series(1, {flows}) n;
+INSERT INTO blackboard.flow_stages (session_id, flow_id, name, ordinal, template, task_id)
+SELECT lpad(to_hex(1 + n % 20), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, s.name, s.ordinal,
+       '{{"type": "t"}}', gen_random_uuid()
+FROM generate_series(1, {flows}) n, (VALUES ('a', 1), ('b', 2)) s (name, ordinal);
+INSERT INTO blackboard.flow_tasks (session_id, task_id, flow_id, stage, iteration)
+SELECT s.session_id, s.task_id, s.flow_id, s.name, 1 FROM blackboard.flow_stages s;
+INSERT INTO blackboard.flow_edges (session_id, flow_id, stage, depends_on)
+SELECT f.session_id, f.id, 'b', 'a' FROM blackboard.flows f;
+SET session_replication_role = origin;
+"""
+
+
+async def test_flows_begin_and_go_on(plans: Plans) -> None:
+    rows = await plans.connection.fetchval("SELECT count(*) FROM blackboard.events")
+    for table in ("flows", "flow_stages", "flow_edges", "flow_tasks"):
+        await plans.connection.execute(f"ALTER TABLE blackboard.{table} SET (autovacuum_enabled = off)")
+    await plans.connection.execute(FLOWS.format(flows=rows // 4))
+    if rows > 10_000:
+        await plans.connection.execute(
+            "ANALYZE blackboard.flows, blackboard.flow_stages, blackboard.flow_edges, blackboard.flow_tasks"
+        )
+    stages = '[{"name": "a", "type": "first"}, {"name": "b", "type": "second", "after": ["a"]}]'
+    create = "SELECT id FROM blackboard.create_flow($1, gen_random_uuid(), 'f', CAST($2::text AS jsonb), '{}', 'x')"
+    for _ in range(2):
+        flow_id = await plans.connection.fetchval(create, SESSION, stages)
+        await unscanned(plans, create, SESSION, stages)
+        ready = "SELECT id FROM blackboard.tasks WHERE session_id = $1 AND type = $2 AND status = 'pending'"
+        for stage in ("first", "second"):
+            task_id = await plans.connection.fetchval(
+                "SELECT task_id FROM blackboard.flow_tasks WHERE session_id = $1 AND flow_id = $2 AND stage = $3",
+                SESSION, flow_id, {"first": "a", "second": "b"}[stage],
+            )  # fmt: skip
+            assert task_id in [row["id"] for row in await plans.connection.fetch(ready, SESSION, stage)]
+            held = await plans.connection.fetchrow(
+                "SELECT * FROM blackboard.claim_task($1, $2, 'ops/a', $3, gen_random_uuid())", SESSION, task_id, LEASE
+            )
+            assert held is not None
+            await unscanned(
+                plans,
+                "SELECT * FROM blackboard.complete_tasks($1, ARRAY[$2::uuid], ARRAY[$3::uuid], ARRAY[1], "
+                "ARRAY[NULL::jsonb], 'ops/a')",
+                SESSION, task_id, held["claim_id"],
+            )  # fmt: skip
+        finished = "SELECT status FROM blackboard.flows WHERE session_id = $1 AND id = $2"
+        assert await plans.connection.fetchval(finished, SESSION, flow_id) == "completed"
+
+
+async def unscanned(plans: Plans, sql: str, *args: Any) -> None:
+    """Neither the big tables nor those of flows are scanned."""
+    plan = await plans.of(sql, *args)
+    scanned = set(re.findall(r"Seq Scan on (?:blackboard\.)?(\w+)", plan))
+    assert not scanned & (BIG | {"flows", "flow_stages", "flow_edges", "flow_tasks"}), plan
 
 
 async def test_add_many(plans: Plans) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +117,59 @@ async def test_a_cancelled_run_leaves_nothing(load: Load, database_url: str) -> 
     with pytest.raises(asyncio.CancelledError):
         await running
     await gone(watch.pids())
+
+
+async def test_agents_that_are_stopped_while_they_start_end_by_themselves(load: Load, database_url: str) -> None:
+    run = await Run.start(database_url, load(agents(a="hang", b="hang")))
+    await run.until(2, kind="agent_started")
+    # Their interpreters have not come to any line of ours by now.
+    os.kill(run.process.pid, signal.SIGINT)
+    outcome = await run.finish()
+    assert outcome["status"] == "interrupted"
+    assert [agent["exits"] for agent in outcome["agents"]] == [[0], [0]]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_at_the_very_end_of_a_process_does_not_kill_it(
+    load: Load, database_url: str, tmp_path: Path, signum: int
+) -> None:
+    # Modules go last of all, when the interpreter has taken away its handlers of signals.
+    (tmp_path / f"ends_with_{signum}.py").write_text(
+        "import atexit, os\n"
+        f"def ask(say=os.write, kill=os.kill, pid=os.getpid()):\n    say(2, b'asked\\n')\n    kill(pid, {signum})\n"
+        "class Last:\n    def __init__(self):\n        self.ask = ask\n"
+        "    def __del__(self):\n        self.ask()\n"
+        "atexit.register(ask)\nlast = Last()\nasync def report():\n    return 'done'\n"
+    )
+    spec = load(agents(a="x").replace("swarm_agents:x", f"ends_with_{signum}:report"))
+    outcome = await run_swarm(spec, url=database_url, logs=tmp_path / "logs")
+    assert outcome.result == {"ops/a": "done"}
+    assert outcome.agents[0].exits == (0,)
+    assert outcome.agents[0].log.read_text().count("asked\n") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_signal_before_an_agent_is_told_anything_is_not_lost(database_url: str, board: Blackboard) -> None:
+    session = await board.start("inc")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "blackboard.swarm.host",
+        stdin=asyncio.subprocess.PIPE, start_new_session=True, env={**os.environ, "BLACKBOARD_URL": database_url},
+    )  # fmt: skip
+    assert process.stdin is not None
+
+    async def handled() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+        return bool(int(caught, 16) & 1 << signal.SIGTERM - 1)
+
+    await eventually(handled)
+    os.kill(process.pid, signal.SIGTERM)
+    plan: dict[str, Any] = {
+        "agent_id": "ops/a", "session_id": str(session.id), "capabilities": [], "expertise": [], "lease": 10.0,
+        "stop_seconds": 1.0, "paths": [], "program": {}, "tasks": {}, "share_findings": True,
+    }  # fmt: skip
+    process.stdin.write(json.dumps(plan).encode() + b"\n")
+    assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- programs

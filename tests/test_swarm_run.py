@@ -35,8 +35,7 @@ async def test_a_parallel_investigation_ends_with_its_synthesis(
     assert outcome.result["inputs"]["ops/a"]["focus"] == "about a"
     assert set(outcome.result["inputs"]) == {"ops/a", "ops/b"}
     assert [task.status for task in outcome.tasks] == ["completed"] * 3
-    # Asked to end when all was done; the request may meet an interpreter that is ending already.
-    assert all(agent.exits in {(0,), (-15,)} for agent in outcome.agents), outcome.agents
+    assert all(agent.exits == (0,) for agent in outcome.agents), outcome.agents
     assert len(outcome.agents) == 3
     assert outcome.logs is None
     assert not outcome.agents[0].log.exists()
@@ -156,9 +155,9 @@ async def test_a_display_that_fails_stops_nothing(load: Load, database_url: str)
 
 async def test_a_function_that_is_not_async_gets_the_blocking_twin(load: Load, database_url: str) -> None:
     outcome = await run_swarm(load(agents(a="blocking")), url=database_url)
-    assert outcome.result["ops/a"] == {
-        "by": "ops/a", "type": "blackboard.sync.board", "answer": 42, "same_thread": True, "findings": 1,
-    }  # fmt: skip
+    result = outcome.result["ops/a"]
+    assert result.pop("type").startswith("blackboard.sync.")
+    assert result == {"by": "ops/a", "answer": 42, "same_thread": True, "findings": 1}
 
 
 # ------------------------------------------------------------------------------------------------------------- death
@@ -255,7 +254,7 @@ async def test_when_the_time_is_up_the_synthesis_works_with_what_there_is(load: 
     assert outcome.timed_out
     assert set(outcome.result["inputs"]) == {"ops/b"}
     assert outcome.result["missing"] == {"ops/a": "cancelled", "ops/c": "cancelled"}
-    assert all(agent.exits in {(0,), (-15,)} for agent in outcome.agents), outcome.agents
+    assert all(agent.exits == (0,) for agent in outcome.agents), outcome.agents
     assert len(outcome.agents) == 4
     assert UpdateKind.TIMED_OUT in {update.kind for update in watch.updates}
 
