@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from blackboard.errors import InvalidInput, NotFound
 from blackboard.ids import new_id
 
-# Not the subnormal ones: the reference loses its digits there, where numeric arithmetic does not.
+# Not the subnormal ones: products with them lose their digits, each way of computing in its own way.
 UNIT = st.floats(0, 1, allow_subnormal=False)
 CATEGORIES = ("observation", "hypothesis", "conclusion")
 FINDINGS = st.lists(
