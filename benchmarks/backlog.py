@@ -8,13 +8,18 @@ from .stage import Arena, PlayerProcess
 
 PART = "backlog"
 
-# The rows matter here, not how they came to be; completed ones have no place in the ready index.
+# The rows matter here, not how they came to be; completed ones have no place in the ready index. Ids are in the order
+# of time, as clients make them.
+_ID = """
+(lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7'
+ || substr(md5(random()::text), 1, 3) || '8' || substr(md5(random()::text), 1, 15))::uuid
+"""
 _SEED = """
 BEGIN;
 SET LOCAL session_replication_role = replica;
 INSERT INTO blackboard.tasks (session_id, id, type, parameters, status, position, attempt, claim_id, assigned_to,
                               started_at, completed_at, created_by)
-SELECT s.id, gen_random_uuid(), 'noop', '{{"n": -1}}', '{status}', {position}, {attempt}, {claim}, {agent}, {at}, {at},
+SELECT s.id, {id}, 'noop', '{{"n": -1}}', '{status}', {position}, {attempt}, {claim}, {agent}, {at}, {at},
        'bench'
 FROM blackboard.sessions s, generate_series(1, {n}) WHERE s.name = 'bench';
 COMMIT
@@ -27,6 +32,7 @@ async def seed(arena: Arena, n: int, status: str) -> None:
     await arena.execute(
         _SEED.format(
             n=n,
+            id=_ID,
             status=status,
             position="NULL" if done else "nextval('blackboard.task_positions')",
             attempt=1 if done else 0,
