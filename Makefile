@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format generate bench clean
+.PHONY: help demo test chaos check format generate bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,10 @@ demo: $(READY)  ## a swarm investigates a recorded incident to an approved decis
 test: $(READY)  ## the test suite, on a throw-away PostgreSQL
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest -n auto $(PYTEST)
+
+chaos: $(READY)  ## a crash storm on the task engine, for some minutes
+	@echo "==> chaos"
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(READY)  ## everything static: format, lint, types, contracts, migrations, generated code
 	@echo "==> format";      $(BIN)/ruff format --check --quiet .

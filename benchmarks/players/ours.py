@@ -137,7 +137,9 @@ class Ours(Player):
 
     async def do_mute(self) -> None:
         """No hint is sent after a commit."""
-        self.session.scope.listener.notify = lambda *_: None  # type: ignore[method-assign]
+        listener = self.session.scope.listener
+        listener.notify = lambda *_, **__: None  # type: ignore[method-assign]
+        listener.quiet = lambda: False  # type: ignore[method-assign]
 
     async def close(self) -> None:
         await self.stop()

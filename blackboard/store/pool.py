@@ -192,9 +192,14 @@ class PoolExecutor:
                     connection = self._idle.pop()[0] if self._idle else None
                 if connection is None:
                     return await self._open()
-                if await connection.ready():
+                ready = False
+                try:
+                    ready = await connection.ready()
+                finally:
+                    if not ready:
+                        connection.discard()
+                if ready:
                     return connection
-                connection.discard()
         except BaseException:
             self._slots.release()
             raise

@@ -176,9 +176,14 @@ class PoolExecutor:
                     connection = self._idle.pop()[0] if self._idle else None
                 if connection is None:
                     return self._open()
-                if connection.ready():
+                ready = False
+                try:
+                    ready = connection.ready()
+                finally:
+                    if not ready:
+                        connection.discard()
+                if ready:
                     return connection
-                connection.discard()
         except BaseException:
             self._slots.release()
             raise
