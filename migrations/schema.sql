@@ -2564,7 +2564,15 @@ BEGIN
                CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
                          AND t.error -> 'attempt' = to_jsonb(x.attempt)
                          AND t.error -> 'code' IS NOT DISTINCT FROM coalesce(x.error -> 'code', '"failed"')
-                    THEN t.status END AS status, t.id IS NOT NULL AS known
+                    THEN t.status
+                    -- It has gone on since: history knows of this failure.
+                    WHEN EXISTS (SELECT FROM blackboard.events e
+                                 WHERE e.session_id = p_session_id AND e.subject_id = x.id
+                                   AND e.type IN ('task.retried', 'task.failed', 'task.dead', 'task.cancelled')
+                                   AND e.data #> '{error,attempt}' = to_jsonb(x.attempt)
+                                   AND e.data #> '{error,code}' IS NOT DISTINCT FROM
+                                       coalesce(x.error -> 'code', '"failed"'))
+                    THEN 'scheduled' END AS status, t.id IS NOT NULL AS known
         FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
         LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
     ), kept AS (
@@ -4556,9 +4564,9 @@ BEGIN
     END IF;
     v_tx := blackboard.current_tx();
     v_actor := blackboard.current_actor();
-    -- The two hot steps, whole statements of them, need no look at what each row was before.
+    -- The two hot steps, whole statements of them, need no look at what each row was before, but for what they clear.
     IF v_one.status = 'running' THEN
-        PERFORM 1 FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned') LIMIT 1;
+        PERFORM 1 FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned') OR o.progress IS NOT NULL LIMIT 1;
         IF NOT FOUND THEN
             PERFORM 1 FROM new_rows n
             WHERE n.status <> 'running' OR n.attempt <> v_one.attempt OR n.lease_id <> v_one.lease_id
@@ -4586,7 +4594,7 @@ BEGIN
     ELSIF v_one.status = 'completed' THEN
         PERFORM 1 FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants OR n.limited LIMIT 1;
         IF NOT FOUND THEN
-            PERFORM 1 FROM old_rows o WHERE o.status <> 'running' LIMIT 1;
+            PERFORM 1 FROM old_rows o WHERE o.status <> 'running' OR o.error IS NOT NULL LIMIT 1;
         END IF;
         IF NOT FOUND THEN
             INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
@@ -4620,14 +4628,20 @@ BEGIN
                    WHEN n.status = 'running' AND o.status <> 'running' THEN
                        jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
                                           'lease_id', n.lease_id)
+                       || CASE WHEN o.progress IS DISTINCT FROM n.progress
+                               THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
                    WHEN n.status = 'completed' AND o.status <> 'completed' THEN
                        jsonb_build_object('status', n.status, 'lease_id', NULL,
                                           'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
+                       || CASE WHEN o.error IS DISTINCT FROM n.error
+                               THEN jsonb_build_object('error', n.error) ELSE '{}' END
                    WHEN n.status <> o.status THEN
                        jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
                                           'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
                                           'blockers', n.blockers, 'released', n.released,
                                           'cancel_requested', n.cancel_requested, 'held', n.held)
+                       || CASE WHEN n.max_attempts <> o.max_attempts
+                               THEN jsonb_build_object('max_attempts', n.max_attempts) ELSE '{}' END
                    ELSE
                        CASE WHEN n.progress IS DISTINCT FROM o.progress
                             THEN jsonb_build_object('progress', n.progress) ELSE '{}' END

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -499,3 +500,46 @@ async def test_claiming_by_id(session: Session, agent: Agent) -> None:
     assert await agent.tasks.claim_by_id(free.id) is None
     assert await agent.tasks.claim_by_id(theirs.id) is None
     assert await other.tasks.claim_by_id(theirs.id) is not None
+
+
+async def test_the_fold_of_a_tasks_events_is_its_row(session: Session, agent: Agent, db: Connection) -> None:
+    """What a claim and a completion clear is told, too."""
+
+    async def same() -> None:
+        # What the first event does not name has its column's default.
+        folded: dict[str, Any] = {
+            "attempt": 0, "released": 0, "blockers": 0, "max_attempts": 5, "cancel_requested": False, "lease_id": None,
+            "progress": None, "result": None, "error": None,
+        }  # fmt: skip
+        for event in (await session.events.read(subject_id=added.id)).events:
+            folded |= event.data
+        row = json.loads(await db.fetchval("SELECT to_jsonb(t) FROM blackboard.tasks t WHERE id = $1", added.id))
+        assert folded == {name: row[name] for name in folded}
+
+    added = await session.tasks.add("t", retry_delay=timedelta())
+    await same()
+    [task] = await agent.tasks.claim()
+    await agent.tasks.progress(task, {"done": 0.5})
+    await agent.tasks.fail(task, "once")
+    await same()
+    [task] = await agent.tasks.claim(wait=timedelta(seconds=10))
+    assert task.progress is None
+    await same()
+    await agent.tasks.progress(task, 1)
+    await agent.tasks.complete(task, "done")
+    assert (await session.tasks.get(added.id)).error is None
+    await same()
+
+
+async def test_a_failure_that_changes_the_number_of_attempts_says_so(
+    session: Session, agent: Agent, db: Connection
+) -> None:
+    added = await session.tasks.add("t")
+    [task] = await agent.tasks.claim()
+    await db.fetch(
+        "SELECT * FROM blackboard.fail_tasks($1, ARRAY[$2::uuid], ARRAY[$3::uuid], ARRAY[$4::int], ARRAY[NULL::jsonb], "
+        "ARRAY['retry'], ARRAY[interval '1 hour'], ARRAY[7], 'ops/worker')",
+        session.id, task.id, task.claim_id, task.attempt,
+    )  # fmt: skip
+    last = (await session.events.read(subject_id=added.id)).events[-1]
+    assert (last.type, last.data["max_attempts"]) == ("task.retried", 7)

@@ -1,5 +1,71 @@
 -- The functions as they were.
 
+CREATE OR REPLACE FUNCTION blackboard.fail_tasks(
+    p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_errors jsonb[], p_outcomes text[],
+    p_delays interval[], p_max_attempts integer[], p_agent_id text
+) RETURNS TABLE (id uuid, status text)
+LANGUAGE plpgsql
+SET xmlbinary = 'hex'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_done integer;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    -- A request to cancel that comes in meanwhile must be seen: the statement after the locks has a new snapshot.
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
+    ORDER BY t.id FOR UPDATE;
+    RETURN QUERY
+    -- The session comes from the list and not from the parameter: then no scan of the session's tasks can be mistaken
+    -- for cheap while they look empty.
+    WITH x AS MATERIALIZED (
+        SELECT u.session_id, u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
+               CASE WHEN u.outcome <> 'retry' THEN u.outcome
+                    WHEN o.cancel_requested THEN 'cancelled'
+                    WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
+                    ELSE 'scheduled' END AS status
+        FROM (SELECT p_session_id AS session_id, w.*
+              FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
+                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) OFFSET 0) u
+        JOIN blackboard.tasks o ON o.session_id = u.session_id AND o.id = u.id)
+    UPDATE blackboard.tasks t
+    SET status = x.status, lease_id = NULL, deadline_at = NULL,
+        max_attempts = coalesce(x.max_attempts, t.max_attempts),
+        error = coalesce(x.error, '{"code": "failed", "message": ""}')
+                || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
+        run_at = CASE WHEN x.status = 'scheduled'
+                      THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
+                      ELSE t.run_at END,
+        completed_at = CASE WHEN x.status <> 'scheduled' THEN v_now END
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
+    RETURNING t.id, t.status;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH answered AS (
+        SELECT x.id, x.claim_id, x.attempt, x.error,
+               CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+                         AND t.error -> 'attempt' = to_jsonb(x.attempt)
+                         AND t.error -> 'code' IS NOT DISTINCT FROM coalesce(x.error -> 'code', '"failed"')
+                    THEN t.status END AS status, t.id IS NOT NULL AS known
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+    ), kept AS (
+        INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, error)
+        SELECT p_session_id, a.id, a.claim_id, a.attempt, p_agent_id, a.error FROM answered a
+        WHERE a.status IS NULL AND a.known
+        ON CONFLICT DO NOTHING)
+    SELECT a.id, a.status FROM answered a;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[])
 RETURNS TABLE (session_id uuid, status text, ready boolean, due_in interval)
 LANGUAGE plpgsql STABLE

@@ -1,6 +1,7 @@
 -- The hot path: fewer statements a call, no subtransaction where nothing is to be caught, data of events built once
 -- where it is the same in all of them; and nothing that walks again and again over what was done already while somebody
--- holds an old snapshot.
+-- holds an old snapshot. What a step clears is told by its event, so that the fold of a task's events is its row; and a
+-- failure that is reported once more is known again, also when the task has gone on since.
 
 -- --------------------------------------------------------------------------------------------------------- history
 
@@ -75,9 +76,9 @@ BEGIN
     END IF;
     v_tx := blackboard.current_tx();
     v_actor := blackboard.current_actor();
-    -- The two hot steps, whole statements of them, need no look at what each row was before.
+    -- The two hot steps, whole statements of them, need no look at what each row was before, but for what they clear.
     IF v_one.status = 'running' THEN
-        PERFORM 1 FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned') LIMIT 1;
+        PERFORM 1 FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned') OR o.progress IS NOT NULL LIMIT 1;
         IF NOT FOUND THEN
             PERFORM 1 FROM new_rows n
             WHERE n.status <> 'running' OR n.attempt <> v_one.attempt OR n.lease_id <> v_one.lease_id
@@ -105,7 +106,7 @@ BEGIN
     ELSIF v_one.status = 'completed' THEN
         PERFORM 1 FROM new_rows n WHERE n.status <> 'completed' OR n.has_dependants OR n.limited LIMIT 1;
         IF NOT FOUND THEN
-            PERFORM 1 FROM old_rows o WHERE o.status <> 'running' LIMIT 1;
+            PERFORM 1 FROM old_rows o WHERE o.status <> 'running' OR o.error IS NOT NULL LIMIT 1;
         END IF;
         IF NOT FOUND THEN
             INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
@@ -139,14 +140,20 @@ BEGIN
                    WHEN n.status = 'running' AND o.status <> 'running' THEN
                        jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
                                           'lease_id', n.lease_id)
+                       || CASE WHEN o.progress IS DISTINCT FROM n.progress
+                               THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
                    WHEN n.status = 'completed' AND o.status <> 'completed' THEN
                        jsonb_build_object('status', n.status, 'lease_id', NULL,
                                           'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
+                       || CASE WHEN o.error IS DISTINCT FROM n.error
+                               THEN jsonb_build_object('error', n.error) ELSE '{}' END
                    WHEN n.status <> o.status THEN
                        jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
                                           'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
                                           'blockers', n.blockers, 'released', n.released,
                                           'cancel_requested', n.cancel_requested, 'held', n.held)
+                       || CASE WHEN n.max_attempts <> o.max_attempts
+                               THEN jsonb_build_object('max_attempts', n.max_attempts) ELSE '{}' END
                    ELSE
                        CASE WHEN n.progress IS DISTINCT FROM o.progress
                             THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
@@ -605,5 +612,85 @@ BEGIN
                     f.until - v_now) END
     FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
     LEFT JOIN LATERAL blackboard.floors(s.id) f ON true;
+END
+$$;
+
+-- ------------------------------------------------------------------------------------------------------- failures
+
+-- Ends many attempts that failed. p_outcomes says how: 'retry' (back after p_delays, or the task's own backoff, while
+-- fewer than p_max_attempts, or the task's own number, have failed; else dead), 'failed' or 'dead' at once. Returns
+-- where each task went, some of them twice when others are refused; a NULL status is a refusal, whose error is kept
+-- aside. Repeating it is no refusal. Locks the tasks by id.
+CREATE OR REPLACE FUNCTION blackboard.fail_tasks(
+    p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_errors jsonb[], p_outcomes text[],
+    p_delays interval[], p_max_attempts integer[], p_agent_id text
+) RETURNS TABLE (id uuid, status text)
+LANGUAGE plpgsql
+SET xmlbinary = 'hex'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_done integer;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    -- A request to cancel that comes in meanwhile must be seen: the statement after the locks has a new snapshot.
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
+    ORDER BY t.id FOR UPDATE;
+    RETURN QUERY
+    -- The session comes from the list and not from the parameter: then no scan of the session's tasks can be mistaken
+    -- for cheap while they look empty.
+    WITH x AS MATERIALIZED (
+        SELECT u.session_id, u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
+               CASE WHEN u.outcome <> 'retry' THEN u.outcome
+                    WHEN o.cancel_requested THEN 'cancelled'
+                    WHEN o.attempt - o.released >= coalesce(u.max_attempts, o.max_attempts) THEN 'dead'
+                    ELSE 'scheduled' END AS status
+        FROM (SELECT p_session_id AS session_id, w.*
+              FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
+                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) OFFSET 0) u
+        JOIN blackboard.tasks o ON o.session_id = u.session_id AND o.id = u.id)
+    UPDATE blackboard.tasks t
+    SET status = x.status, lease_id = NULL, deadline_at = NULL,
+        max_attempts = coalesce(x.max_attempts, t.max_attempts),
+        error = coalesce(x.error, '{"code": "failed", "message": ""}')
+                || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id),
+        run_at = CASE WHEN x.status = 'scheduled'
+                      THEN v_now + coalesce(x.delay, blackboard.backoff(t.retry_delay, t.attempt - t.released))
+                      ELSE t.run_at END,
+        completed_at = CASE WHEN x.status <> 'scheduled' THEN v_now END
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
+    RETURNING t.id, t.status;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH answered AS (
+        SELECT x.id, x.claim_id, x.attempt, x.error,
+               CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+                         AND t.error -> 'attempt' = to_jsonb(x.attempt)
+                         AND t.error -> 'code' IS NOT DISTINCT FROM coalesce(x.error -> 'code', '"failed"')
+                    THEN t.status
+                    -- It has gone on since: history knows of this failure.
+                    WHEN EXISTS (SELECT FROM blackboard.events e
+                                 WHERE e.session_id = p_session_id AND e.subject_id = x.id
+                                   AND e.type IN ('task.retried', 'task.failed', 'task.dead', 'task.cancelled')
+                                   AND e.data #> '{error,attempt}' = to_jsonb(x.attempt)
+                                   AND e.data #> '{error,code}' IS NOT DISTINCT FROM
+                                       coalesce(x.error -> 'code', '"failed"'))
+                    THEN 'scheduled' END AS status, t.id IS NOT NULL AS known
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+    ), kept AS (
+        INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, error)
+        SELECT p_session_id, a.id, a.claim_id, a.attempt, p_agent_id, a.error FROM answered a
+        WHERE a.status IS NULL AND a.known
+        ON CONFLICT DO NOTHING)
+    SELECT a.id, a.status FROM answered a;
 END
 $$;
