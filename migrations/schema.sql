@@ -454,7 +454,7 @@ CREATE TABLE blackboard.tasks (
     CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50))),
     CONSTRAINT tasks_unique_key_length CHECK (((length(unique_key) >= 1) AND (length(unique_key) <= 200)))
 )
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05', autovacuum_analyze_threshold='1000');
 
 CREATE FUNCTION blackboard.add_task(p_session_id uuid, p_id uuid, p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_options jsonb, p_actor text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
@@ -1952,8 +1952,9 @@ BEGIN
     WITH x AS MATERIALIZED (
         SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
         FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result)
-        -- Locked in the order in which everybody locks many tasks.
-        ORDER BY u.id)
+        -- Locked in the order in which everybody locks many tasks. The limit limits nothing: by it the planner expects
+        -- one row, and looks each up by its key, however small the table was when it was last analysed.
+        ORDER BY u.id LIMIT cardinality(p_ids))
     UPDATE blackboard.tasks t
     SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
         error = NULL
@@ -2530,7 +2531,7 @@ BEGIN
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
     -- The session comes from the list and not from the parameter: then no scan of the session's tasks can be mistaken
-    -- for cheap while they look empty.
+    -- for cheap while they look empty. The limit limits nothing: by it the planner expects one row, and looks up keys.
     WITH x AS MATERIALIZED (
         SELECT u.session_id, u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
                CASE WHEN u.outcome <> 'retry' THEN u.outcome
@@ -2539,7 +2540,7 @@ BEGIN
                     ELSE 'scheduled' END AS status
         FROM (SELECT p_session_id AS session_id, w.*
               FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
-                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) OFFSET 0) u
+                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) LIMIT cardinality(p_ids)) u
         JOIN blackboard.tasks o ON o.session_id = u.session_id AND o.id = u.id)
     UPDATE blackboard.tasks t
     SET status = x.status, lease_id = NULL, deadline_at = NULL,
@@ -6834,7 +6835,8 @@ BEGIN
     RETURN QUERY
     WITH x AS MATERIALIZED (
         SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.delay, u.error
-        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) u (id, claim_id, attempt, delay, error))
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) u (id, claim_id, attempt, delay, error)
+        LIMIT cardinality(p_ids))
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
                       WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,

@@ -106,6 +106,30 @@ async def test_claim(plans: Plans) -> None:
         await plans.indexed({"tasks_assigned", "tasks_ready", "tasks_leased"}, CLAIM, SESSION, LEASE, limit)
 
 
+@pytest.mark.parametrize("plans", ["empty"], indirect=True)
+@pytest.mark.parametrize("rows", [3, 30, 300])
+async def test_outcomes_look_up_keys_however_small_the_table_was(plans: Plans, rows: int) -> None:
+    """Analysed while it was small, and never since: a plan for few rows would read all of them."""
+    await plans.connection.execute(
+        "INSERT INTO blackboard.tasks (session_id, type) SELECT $1, 't' FROM generate_series(1, $2::int)", SESSION, rows
+    )
+    await plans.connection.execute("ANALYZE blackboard.tasks")
+    listed = "$1, $2::uuid[], $3::uuid[], $4::int[]"
+    for verb in (
+        f"complete_tasks({listed}, array_fill(NULL::jsonb, ARRAY[cardinality($2::uuid[])]), 'ops/a')",
+        f"release_tasks({listed}, array_fill(NULL::interval, ARRAY[1]), array_fill(NULL::jsonb, ARRAY[1]), 'ops/a')",
+        (
+            f"fail_tasks({listed}, array_fill(NULL::jsonb, ARRAY[1]), ARRAY['retry'], array_fill(NULL::interval, ARRAY[1]), "
+            "array_fill(NULL::int, ARRAY[1]), 'ops/a')"
+        ),
+    ):
+        claimed = await plans.connection.fetch(CLAIM, SESSION, LEASE, 1)
+        columns = [[row[name] for row in claimed] for name in ("id", "claim_id", "attempt")]
+        plan = await plans.of(f"SELECT * FROM blackboard.{verb}", SESSION, *columns)
+        updated = plan[plan.index("Update on tasks") :]
+        assert re.search(r"Index Scan using tasks_pkey on tasks t .*\n.*Index Cond: .*id = ", updated), plan
+
+
 async def test_claim_and_look_above_floors(plans: Plans) -> None:
     for _ in range(2):
         await plans.connection.execute("SELECT blackboard.note_floors($1, '{\"5 \": 7}', 3600)", SESSION)

@@ -56,27 +56,26 @@ class TaskClaims(TaskAdding):
 
         if wait is None:
             return await self._claim_once(limit, checked, claim_id or new_id())
-        looked = False
+        looked = ready = False
         due_in: float | None = None
 
         async def attempt() -> list[TaskRecord] | None:
-            nonlocal looked, due_in
+            nonlocal ready, due_in
             # All who wait are woken by a task, and one will get it: from the second time on a look goes first.
             if looked:
                 ready, due_in = await self._look(checked)
                 if not ready:
                     return None
-            claimed = await self._claim_once(limit, checked, claim_id or new_id())
-            if looked and not claimed:
-                # Somebody else has it locked, who may yet give it back without a word.
-                due_in = 1.0 if due_in is None else min(due_in, 1.0)
-            return claimed or None
+            return await self._claim_once(limit, checked, claim_id or new_id()) or None
 
         async def again_in() -> float | None:
-            nonlocal looked, due_in
+            nonlocal looked, ready, due_in
             if not looked:
-                _, due_in = await self._look(checked)
+                ready, due_in = await self._look(checked)
                 looked = True
+            if ready:
+                # Somebody else has it locked, who may yet give it back without a word.
+                return 1.0 if due_in is None else min(due_in, 1.0)
             return due_in
 
         nouns = ("tasks.ready", "sessions")

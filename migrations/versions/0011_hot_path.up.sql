@@ -641,7 +641,7 @@ BEGIN
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
     -- The session comes from the list and not from the parameter: then no scan of the session's tasks can be mistaken
-    -- for cheap while they look empty.
+    -- for cheap while they look empty. The limit limits nothing: by it the planner expects one row, and looks up keys.
     WITH x AS MATERIALIZED (
         SELECT u.session_id, u.id, u.claim_id, u.attempt, u.error, u.delay, u.max_attempts,
                CASE WHEN u.outcome <> 'retry' THEN u.outcome
@@ -650,7 +650,7 @@ BEGIN
                     ELSE 'scheduled' END AS status
         FROM (SELECT p_session_id AS session_id, w.*
               FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors, p_outcomes, p_delays, p_max_attempts)
-                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) OFFSET 0) u
+                       w (id, claim_id, attempt, error, outcome, delay, max_attempts) LIMIT cardinality(p_ids)) u
         JOIN blackboard.tasks o ON o.session_id = u.session_id AND o.id = u.id)
     UPDATE blackboard.tasks t
     SET status = x.status, lease_id = NULL, deadline_at = NULL,
@@ -692,5 +692,49 @@ BEGIN
         WHERE a.status IS NULL AND a.known
         ON CONFLICT DO NOTHING)
     SELECT a.id, a.status FROM answered a;
+END
+$$;
+
+-- Hands many held tasks back; their attempts do not count. With a delay a task comes back after it, otherwise at once;
+-- one that was asked to stop is cancelled. p_errors says why, where somebody should know. Returns where each went; a
+-- task that is not held any more is not among them. Locks the tasks by id.
+CREATE OR REPLACE FUNCTION blackboard.release_tasks(
+    p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_delays interval[], p_errors jsonb[],
+    p_agent_id text
+) RETURNS TABLE (id uuid, status text)
+LANGUAGE plpgsql
+SET xmlbinary = 'hex'
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
+    ORDER BY t.id FOR UPDATE;
+    RETURN QUERY
+    WITH x AS MATERIALIZED (
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.delay, u.error
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) u (id, claim_id, attempt, delay, error)
+        LIMIT cardinality(p_ids))
+    UPDATE blackboard.tasks t
+    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
+                      WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
+        position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 AND x.delay IS NULL
+                        THEN nextval('blackboard.task_positions') END,
+        run_at = CASE WHEN NOT t.cancel_requested AND x.delay IS NOT NULL THEN v_now + x.delay ELSE t.run_at END,
+        completed_at = CASE WHEN t.cancel_requested THEN v_now END,
+        error = CASE WHEN t.cancel_requested
+                     THEN jsonb_build_object('code', 'cancelled', 'message', 'It was asked to stop, and did.',
+                                             'attempt', x.attempt, 'agent_id', p_agent_id)
+                     WHEN x.error IS NOT NULL
+                     THEN x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id) END,
+        lease_id = NULL, deadline_at = NULL, started_at = NULL, released = t.released + 1
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running'
+    RETURNING t.id, t.status;
 END
 $$;

@@ -1,5 +1,7 @@
 -- The functions as they were.
 
+ALTER TABLE blackboard.tasks RESET (autovacuum_analyze_threshold);
+
 -- Which of these tasks, in their order and at most p_max, may run now: their slots and tokens are taken. Those of a
 -- paused type or of a full limit are held, those without a token are scheduled for a later window (moved counts them);
 -- busy ones fall under a counter that somebody else is just using, and stay as they are. at is when: after the counters

@@ -679,8 +679,9 @@ BEGIN
     WITH x AS MATERIALIZED (
         SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.result
         FROM unnest(p_ids, p_claim_ids, p_attempts, p_results) u (id, claim_id, attempt, result)
-        -- Locked in the order in which everybody locks many tasks.
-        ORDER BY u.id)
+        -- Locked in the order in which everybody locks many tasks. The limit limits nothing: by it the planner expects
+        -- one row, and looks each up by its key, however small the table was when it was last analysed.
+        ORDER BY u.id LIMIT cardinality(p_ids))
     UPDATE blackboard.tasks t
     SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
         error = NULL
@@ -951,3 +952,8 @@ BEGIN
     END IF;
 END
 $$;
+
+-- --------------------------------------------------------------------------------------------------------------- plans
+
+-- A plan made for a table of a few rows would be kept until the next ANALYZE: none by itself before there are many.
+ALTER TABLE blackboard.tasks SET (autovacuum_analyze_threshold = 1000);
