@@ -1442,16 +1442,6 @@ CREATE FUNCTION blackboard.check_limits(p_session_id uuid) RETURNS TABLE(limit_i
         OR coalesce(sum(k.slots), 0) <> coalesce(sum(k.running), 0)
 $$;
 
-CREATE FUNCTION blackboard.check_reopened_task() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-BEGIN
-    PERFORM blackboard.check_sessions(ARRAY[NEW.session_id]);
-    RETURN NULL;
-END
-$$;
-
 CREATE FUNCTION blackboard.check_sessions(p_session_ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1708,7 +1698,24 @@ BEGIN
         END IF;
     END IF;
     v_began := clock_timestamp();
-    WHILE v_left > 0 LOOP
+    IF cardinality(v_capabilities) = 1 THEN
+        -- One queue, in the index's own order: nothing is to be merged, and no head to be looked for.
+        RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.capability = '' AND t.status = 'pending'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+            lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+            deadline_at = v_now + t.timeout, progress = NULL
+        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        RETURNING t.*;
+        GET DIAGNOSTICS v_got = ROW_COUNT;
+        v_left := v_left - v_got;
+    END IF;
+    WHILE v_left > 0 AND cardinality(v_capabilities) > 1 LOOP
         -- The highest priority below the last one at which any of the capabilities has something ready.
         SELECT max(h.priority) INTO v_priority
         FROM unnest(v_capabilities) c (capability),
@@ -1741,6 +1748,116 @@ BEGIN
         -- Slow for so few tasks: from the next claim on, what lies below is left out for a while.
         PERFORM blackboard.note_floors(p_session_id, '{}', least(15, 40 * v_took));
     END IF;
+END
+$$;
+
+CREATE FUNCTION blackboard.claim_tasks_across(p_session_ids uuid[], p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_share integer) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET xmlbinary TO 'hex'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_share integer;
+    v_below smallint;
+    v_priority smallint;
+    v_capabilities text[] := p_capabilities || ''::text;
+    v_capability text;
+    v_now timestamptz := blackboard.now();
+    v_session_id uuid;
+    v_picked uuid[];
+    v_session_ids uuid[] := '{}';
+    v_ids uuid[] := '{}';
+    v_began timestamptz;
+    v_took double precision;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.lease_id = p_lease_id AND t.claim_id = p_claim_id ORDER BY t.priority DESC, t.id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.live_lease(p_lease_id);
+    PERFORM blackboard.tend_leases();
+    FOR v_session_id IN
+        SELECT s.id
+        FROM unnest(p_session_ids) w (id),
+             -- Not to be joined in another order than the caller's.
+             LATERAL (SELECT s.id, s.status, s.gated FROM blackboard.sessions s WHERE s.id = w.id OFFSET 0) s
+        WHERE s.status = 'active' AND NOT s.gated
+          AND NOT EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.status = 'scheduled' AND t.run_at <= v_now)
+          AND NOT EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+          AND NOT EXISTS (SELECT FROM blackboard.floors(s.id))
+    LOOP
+        EXIT WHEN v_left <= 0;
+        v_share := least(p_share, v_left);
+        v_left := v_left - v_share;
+        v_below := 11;
+        v_began := clock_timestamp();
+        WHILE v_share > 0 LOOP
+            v_priority := NULL;
+            IF cardinality(v_capabilities) > 1 THEN
+                SELECT max(h.priority) INTO v_priority
+                FROM unnest(v_capabilities) c (capability),
+                     LATERAL (SELECT t.priority FROM blackboard.tasks t
+                              WHERE t.session_id = v_session_id AND t.capability = c.capability
+                                AND t.status = 'pending' AND t.priority < v_below
+                              ORDER BY t.priority DESC LIMIT 1) h;
+                EXIT WHEN v_priority IS NULL;
+                FOREACH v_capability IN ARRAY v_capabilities LOOP
+                    SELECT array_agg(p.id) INTO v_picked FROM (
+                        SELECT t.id FROM blackboard.tasks t
+                        WHERE t.session_id = v_session_id AND t.capability = v_capability AND t.priority = v_priority
+                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                        ORDER BY t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
+                    IF v_picked IS NOT NULL THEN
+                        v_ids := v_ids || v_picked;
+                        v_session_ids := v_session_ids || array_fill(v_session_id, ARRAY[cardinality(v_picked)]);
+                        v_share := v_share - cardinality(v_picked);
+                        EXIT WHEN v_share <= 0;
+                    END IF;
+                END LOOP;
+                v_below := v_priority;
+            ELSE
+                SELECT array_agg(p.id) INTO v_picked FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = v_session_id AND t.capability = '' AND t.status = 'pending'
+                      AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                    ORDER BY t.priority DESC, t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
+                IF v_picked IS NOT NULL THEN
+                    v_ids := v_ids || v_picked;
+                    v_session_ids := v_session_ids || array_fill(v_session_id, ARRAY[cardinality(v_picked)]);
+                    v_share := v_share - cardinality(v_picked);
+                END IF;
+                EXIT;
+            END IF;
+        END LOOP;
+        v_left := v_left + v_share;
+        v_took := extract(epoch FROM clock_timestamp() - v_began);
+        IF v_took > 0.003 + 0.00006 * p_share THEN
+            PERFORM blackboard.note_floors(v_session_id, '{}', least(15, 40 * v_took));
+        END IF;
+    END LOOP;
+    IF v_ids = '{}' THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        -- The limit limits nothing: by it the planner expects one row, and looks each up by its key.
+        SELECT p.session_id, p.id FROM unnest(v_session_ids, v_ids) p (session_id, id) LIMIT cardinality(v_ids))
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+        deadline_at = v_now + t.timeout, progress = NULL
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
 END
 $$;
 
@@ -1978,6 +2095,42 @@ BEGIN
         SELECT p_session_id, r.id, r.claim_id, r.attempt, p_agent_id, r.result FROM refused r WHERE r.known
         ON CONFLICT DO NOTHING)
     SELECT r.id FROM refused r;
+END
+$$;
+
+CREATE FUNCTION blackboard.complete_tasks_across(p_session_ids uuid[], p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_results jsonb[], p_agent_id text) RETURNS SETOF uuid
+    LANGUAGE plpgsql
+    SET xmlbinary TO 'hex'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_done integer;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    WITH x AS MATERIALIZED (
+        SELECT u.* FROM unnest(p_session_ids, p_ids, p_claim_ids, p_attempts, p_results)
+                            u (session_id, id, claim_id, attempt, result)
+        ORDER BY u.id LIMIT cardinality(p_ids))
+    UPDATE blackboard.tasks t
+    SET status = 'completed', result = x.result, lease_id = NULL, deadline_at = NULL, completed_at = blackboard.now(),
+        error = NULL
+    FROM x
+    WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
+      AND t.status = 'running' AND NOT t.has_dependants AND NOT t.limited;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH x AS MATERIALIZED (
+        SELECT u.* FROM unnest(p_session_ids, p_ids, p_claim_ids, p_attempts) u (session_id, id, claim_id, attempt)
+        LIMIT cardinality(p_ids))
+    SELECT x.id FROM x LEFT JOIN blackboard.tasks t ON t.session_id = x.session_id AND t.id = x.id
+    WHERE (t.status, t.claim_id, t.attempt) IS DISTINCT FROM ('completed', x.claim_id, x.attempt);
 END
 $$;
 
@@ -4681,6 +4834,12 @@ BEGIN
                 OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
     END;
 
+    -- A redrive by hand in a closed session, whose tasks nobody can claim any more.
+    IF EXISTS (SELECT FROM old_rows o WHERE o.completed_at IS NOT NULL) THEN
+        PERFORM blackboard.check_sessions(array_agg(DISTINCT n.session_id))
+        FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+        WHERE o.completed_at IS NOT NULL AND n.completed_at IS NULL HAVING count(*) > 0;
+    END IF;
     IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
         PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
         FROM (SELECT n.session_id, n.status = 'completed' AS succeeded, array_agg(n.id ORDER BY n.id) AS ids
@@ -4776,6 +4935,11 @@ DECLARE
     v_flow blackboard.flows;
     v_stage text;
 BEGIN
+    -- What was blocked is released by the flow, which looks itself.
+    IF NEW.status NOT IN ('pending', 'assigned', 'scheduled')
+       OR OLD.status IN ('pending', 'assigned', 'scheduled', 'blocked') THEN
+        RETURN NULL;
+    END IF;
     SELECT t.stage INTO v_stage FROM blackboard.flow_tasks t
     WHERE t.session_id = NEW.session_id AND t.task_id = NEW.id AND t.kind = 'stage';
     IF NOT FOUND THEN
@@ -4908,6 +5072,23 @@ BEGIN
         SET role = coalesce(p_role, m.role), vote_weight = coalesce(p_vote_weight, m.vote_weight),
             lease_id = coalesce(p_lease_id, m.lease_id), left_at = NULL;
     RETURN QUERY SELECT * FROM blackboard.members m WHERE m.session_id = p_session_id AND m.id = p_agent_id;
+END
+$$;
+
+CREATE FUNCTION blackboard.join_sessions(p_session_ids uuid[], p_agent_id text, p_capabilities text[], p_lease_id uuid) RETURNS SETOF blackboard.members
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.open_session(w.id) FROM unnest(p_session_ids) w (id)
+    WHERE NOT EXISTS (SELECT FROM blackboard.sessions s WHERE s.id = w.id AND s.status IN ('active', 'paused'));
+    PERFORM blackboard.register_agent(p_agent_id, p_capabilities, NULL, NULL, NULL);
+    IF p_lease_id IS NOT NULL THEN
+        PERFORM blackboard.live_lease(p_lease_id);
+    END IF;
+    INSERT INTO blackboard.memberships AS m (session_id, agent_id, role, vote_weight, lease_id)
+    SELECT DISTINCT w.id, p_agent_id, 'member', 1, p_lease_id FROM unnest(p_session_ids) w (id) ORDER BY w.id
+    ON CONFLICT (session_id, agent_id) DO UPDATE SET lease_id = coalesce(p_lease_id, m.lease_id), left_at = NULL;
+    RETURN QUERY SELECT m.* FROM blackboard.members m WHERE m.session_id = ANY (p_session_ids) AND m.id = p_agent_id;
 END
 $$;
 
@@ -9857,7 +10038,7 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks REFERENCING OLD T
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.votes REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_update();
 
-CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ((new.has_dependants AND (new.status = ANY (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text])) AND (old.status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'scheduled'::text, 'blocked'::text])))) EXECUTE FUNCTION blackboard.hold_returned_stage();
+CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (new.has_dependants) EXECUTE FUNCTION blackboard.hold_returned_stage();
 
 CREATE TRIGGER immutable AFTER UPDATE OF id, created_at ON blackboard.agents FOR EACH ROW WHEN (((old.id IS DISTINCT FROM new.id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id and created_at');
 
@@ -9950,8 +10131,6 @@ CREATE TRIGGER recount AFTER DELETE ON blackboard.corroborations REFERENCING OLD
 CREATE TRIGGER refresh_gated AFTER DELETE ON blackboard.limits REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refresh_gated_after_delete();
 
 CREATE TRIGGER refresh_gated AFTER DELETE ON blackboard.pauses REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refresh_gated_after_delete();
-
-CREATE TRIGGER reopened AFTER UPDATE OF completed_at ON blackboard.tasks FOR EACH ROW WHEN (((old.completed_at IS NOT NULL) AND (new.completed_at IS NULL))) EXECUTE FUNCTION blackboard.check_reopened_task();
 
 CREATE TRIGGER revise AFTER DELETE ON blackboard.finding_links REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_finding_links();
 

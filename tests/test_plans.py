@@ -106,6 +106,33 @@ async def test_claim(plans: Plans) -> None:
         await plans.indexed({"tasks_assigned", "tasks_ready", "tasks_leased"}, CLAIM, SESSION, LEASE, limit)
 
 
+async def test_claim_of_one_queue(plans: Plans) -> None:
+    for limit in (1, 10):
+        plan = await plans.of(CLAIM.replace("ARRAY['x']", "'{}'"), SESSION, LEASE, limit)
+        assert not set(re.findall(r"Seq Scan on (?:blackboard\.)?(\w+)", plan)) & BIG, plan
+        # The index's order is the queue's: nothing is sorted, and no head is looked for.
+        picked = plan[plan.index("CTE picked") : plan.index("CTE Scan on picked")]
+        assert "Index Scan using tasks_ready" in picked and "Sort" not in picked and "max(" not in plan, plan
+
+
+async def test_claims_and_completions_across_sessions(plans: Plans) -> None:
+    sessions = [uuid.UUID(int=n) for n in range(1, 21)]
+    complete = "SELECT * FROM blackboard.complete_tasks_across($1, $2, $3, $4, '{}', 'ops/a')"
+    for capabilities in ([], ["x"]):
+        claim = "SELECT * FROM blackboard.claim_tasks_across($1, 'ops/a', $2, $3, gen_random_uuid(), $4, 2)"
+        for limit in (1, 30):
+            await plans.indexed(
+                {"tasks_ready", "tasks_leased", "tasks_scheduled", "tasks_assigned"},
+                claim, sessions, capabilities, LEASE, limit,
+            )  # fmt: skip
+        rows = await plans.connection.fetch(claim, sessions, capabilities, LEASE, 30)
+        if rows:
+            values = [[row[name] for row in rows] for name in ("session_id", "id", "claim_id", "attempt")]
+            await plans.indexed({"tasks_pkey"}, complete, *values)
+            # Those that are not held any more are looked up as well.
+            await plans.indexed({"tasks_pkey"}, complete, *values[:3], [0] * len(rows))
+
+
 @pytest.mark.parametrize("plans", ["empty"], indirect=True)
 @pytest.mark.parametrize("rows", [3, 30, 300])
 async def test_outcomes_look_up_keys_however_small_the_table_was(plans: Plans, rows: int) -> None:
@@ -122,6 +149,7 @@ async def test_outcomes_look_up_keys_however_small_the_table_was(plans: Plans, r
             f"fail_tasks({listed}, array_fill(NULL::jsonb, ARRAY[1]), ARRAY['retry'], array_fill(NULL::interval, ARRAY[1]), "
             "array_fill(NULL::int, ARRAY[1]), 'ops/a')"
         ),
+        "complete_tasks_across(array_fill($1::uuid, ARRAY[cardinality($2::uuid[])]), $2, $3::uuid[], $4::int[], '{}', 'ops/a')",
     ):
         claimed = await plans.connection.fetch(CLAIM, SESSION, LEASE, 1)
         columns = [[row[name] for row in claimed] for name in ("id", "claim_id", "attempt")]

@@ -12,6 +12,26 @@ FROM blackboard.claim_tasks(
     CAST(:session_id AS uuid), CAST(:agent_id AS text), CAST(:capabilities AS text[]), CAST(:lease_id AS uuid),
     CAST(:claim_id AS uuid), CAST(:limit AS integer));
 
+-- name: claim_across
+-- As claim_for_worker, from several sessions in one call; which leaves some to claim_for_worker.
+-- Locks: the rows it returns. Indexes: tasks_ready, tasks_scheduled, tasks_assigned, tasks_leased.
+SELECT session_id, id, type, capability, priority, CAST(parameters AS text) AS parameters, timeout, requires_approval,
+       approved_by, run_at, attempt, released, max_attempts, NULLIF(retry_delay, interval '1 second') AS retry_delay,
+       date_part('epoch', started_at) AS started_at, deadline_at, cancel_requested, blockers,
+       CAST(error AS text) AS error, created_by, date_part('epoch', created_at) AS created_at, unique_key, limit_key,
+       expires_at, fallback
+FROM blackboard.claim_tasks_across(
+    CAST(:session_ids AS uuid[]), CAST(:agent_id AS text), CAST(:capabilities AS text[]), CAST(:lease_id AS uuid),
+    CAST(:claim_id AS uuid), CAST(:limit AS integer), CAST(:share AS integer));
+
+-- name: complete_across
+-- Completes held tasks of several sessions; the ids of those that complete_tasks is to do.
+-- Locks: the rows by id. Index: tasks_pkey.
+SELECT id
+FROM blackboard.complete_tasks_across(
+    CAST(:session_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:claim_ids AS uuid[]), CAST(:attempts AS integer[]),
+    CAST(CAST(:results AS text[]) AS jsonb[]), CAST(:agent_id AS text)) AS left_over (id);
+
 -- name: complete_and_claim
 -- Completes one held task and claims the next ones, what it freed among them.
 -- Locks: the row, its dependants by id, the rows it returns. Indexes: as complete_tasks and claim_tasks.

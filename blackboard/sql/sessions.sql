@@ -23,6 +23,19 @@ WHERE name = CAST(:name AS text)
 ORDER BY (status IN ('active', 'paused')) DESC, created_at DESC
 LIMIT 1;
 
+-- name: find_sessions
+-- Those with one of these ids, and by each name the open one, else the newest closed one.
+SELECT CAST(NULL AS text) AS by_name, id, name, goal, CAST(context AS text) AS context, status,
+       CAST(outcome AS text) AS outcome, allow_self_validation, ageing, retention, created_by, created_at, closed_at
+FROM blackboard.sessions
+WHERE id = ANY (CAST(:ids AS uuid[]))
+UNION ALL
+SELECT n.name, s.id, s.name, s.goal, CAST(s.context AS text), s.status, CAST(s.outcome AS text),
+       s.allow_self_validation, s.ageing, s.retention, s.created_by, s.created_at, s.closed_at
+FROM unnest(CAST(:names AS text[])) n (name),
+     LATERAL (SELECT * FROM blackboard.sessions s WHERE s.name = n.name
+              ORDER BY (s.status IN ('active', 'paused')) DESC, s.created_at DESC LIMIT 1) s;
+
 -- name: list_sessions
 -- Newest first. Index: sessions_created.
 SELECT id, name, goal, CAST(context AS text) AS context, status, CAST(outcome AS text) AS outcome,

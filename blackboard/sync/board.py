@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -158,6 +158,38 @@ class Blackboard:
             NotFound: there is none.
         """
         return self._session(self.sessions.get(name_or_id))
+
+    def join(
+        self,
+        sessions: Sequence[Session | str | UUID],
+        agent_id: str,
+        *,
+        capabilities: Sequence[str] | None = None,
+    ) -> list[Agent]:
+        """The agent is a member of all these sessions, present while this process lives; in their order.
+
+        One call for all of them: all are joined or, when one refuses, none.
+
+        Args:
+            sessions: handles, names or ids.
+            agent_id: as in ``Session.join``.
+            capabilities: what kinds of task it can do; None leaves what it has declared before.
+
+        Raises:
+            InvalidInput: a value is refused; names the field.
+            NotFound: there is no such session.
+            SessionClosed: one of them is over.
+        """
+        named = [given for given in sessions if not isinstance(given, Session)]
+        found = iter(self.sessions.get_many(named) if named else ())
+        handles = [given if isinstance(given, Session) else self._session(next(found)) for given in sessions]
+        records = self.sessions.join(
+            [handle.id for handle in handles],
+            agent_id,
+            capabilities=capabilities,
+            lease_id=self._leases.current(),
+        )
+        return [handle.member(records[handle.id]) for handle in handles]
 
     def _session(self, record: SessionRecord) -> Session:
         return Session(self._scope(record.id), record, self.sessions)

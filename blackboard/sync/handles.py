@@ -92,7 +92,7 @@ class Session:
             vote_weight=vote_weight,
             lease_id=self.scope.leases.current(),
         )
-        return self._agent(record)
+        return self.member(record)
 
     def agent(self, agent_id: str) -> Agent:
         """The handle of a member, without taking over its presence: for who speaks for an agent that lives elsewhere.
@@ -100,9 +100,10 @@ class Session:
         Raises:
             NotFound: it is no member.
         """
-        return self._agent(self.agents.get(agent_id))
+        return self.member(self.agents.get(agent_id))
 
-    def _agent(self, record: AgentRecord) -> Agent:
+    def member(self, record: AgentRecord) -> Agent:
+        """The handle of the member that ``record`` tells of; nothing is asked or changed."""
         scope = replace(self.scope, actor=record.id, agent_id=record.id, capabilities=record.capabilities)
         return Agent(scope, record, self)
 

@@ -69,6 +69,7 @@ class Lane:
     """One session that a worker takes tasks from.
 
     Attributes:
+        place: its number among the worker's lanes.
         hot: a claim may find something.
         recheck: it was emptied, and is to be looked at once more before the worker goes idle.
         misses: how often in a row there was something that could not be claimed.
@@ -76,10 +77,13 @@ class Lane:
         due_at: when its next scheduled task is due.
         unheard: its listeners were not yet told what was claimed of it.
         in_vain: how many hints in a row came to nothing: others were quicker.
+        left_out: the last claim from several lanes got nothing of it.
+        alone: and yet there is something, which such a claim leaves to one from this lane alone.
     """
 
     session: Session
     agent: Agent
+    place: int = 0
     hot: bool = True
     recheck: bool = False
     misses: int = 0
@@ -88,6 +92,8 @@ class Lane:
     closed: bool = False
     unheard: bool = False
     in_vain: int = 0
+    left_out: bool = False
+    alone: bool = False
 
     def notify(self) -> None:
         """Whoever waits for what becomes of tasks of this session looks again."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from time import monotonic, perf_counter
+from typing import Any
 from uuid import UUID
 
 from ..errors import BlackboardError
@@ -106,15 +107,12 @@ class Guard:
             rows = await scope.executor.fetch_all(_SQL["list_held_tasks"], lease_id=lease_id)
         known |= scope.leases.claims()
         scope.leases.drop_claims(answered - {row["claim_id"] for row in rows})
+        unknown: dict[UUID, list[Any]] = {}
+        for row in rows:
+            if row["assigned_to"] == core.agent_id and row["claim_id"] not in known:
+                unknown.setdefault(row["session_id"], []).append(row)
         for lane in core.lanes:
-            lost = [
-                row
-                for row in rows
-                if row["session_id"] == lane.session.id
-                and row["assigned_to"] == lane.agent.id
-                and row["claim_id"] not in known
-            ]
-            if lost:
+            if lost := unknown.get(lane.session.id):
                 log.warning("%d tasks were claimed without our knowing, and are handed back", len(lost))
                 async with self._outage.answer():
                     await scope.executor.fetch_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -24,6 +25,8 @@ _AHEAD_SECONDS = 0.05
 """How much work lies ready beside what runs: enough to hide a claim's round trip, too little to be missed elsewhere."""
 
 _LEAST_SHARE = 100
+_MOST_LANES = 200
+_LOOK_SECONDS = 0.1
 _FIRST_MISS_SECONDS = 0.01
 
 
@@ -40,6 +43,7 @@ class Intake:
         self._poll_seconds = poll_interval.total_seconds()
         self._event = asyncio.Event()
         self._turn = 0
+        self._look_at = 0.0
         self._lease_id: UUID | None = None
         self._outage = Outage("a worker's claims")
         self._watchers: list[asyncio.Task[None]] = []
@@ -75,12 +79,13 @@ class Intake:
             if room <= 0:
                 await self._wait(None)
                 continue
-            lane = self._next()
+            lanes = self._next()
+            emptied = [lane for lane in core.lanes if lane.recheck and not lane.hot]
             try:
-                if lane is not None:
-                    await self._claim(lane, self._share(room, ahead))
-                elif any(lane.recheck for lane in core.lanes):
-                    await self._look([lane for lane in core.lanes if lane.recheck])
+                if emptied and (not lanes or monotonic() >= self._look_at):
+                    await self._look(emptied)
+                elif lanes:
+                    await self._claim(lanes, room, self._share(room, ahead))
                 else:
                     self.dry = True
                     core.changed.set()
@@ -114,14 +119,20 @@ class Intake:
         fair = -(-room // max(hot, 1))
         return min(room, max(fair, min(ahead, _LEAST_SHARE)))
 
-    def _next(self) -> Lane | None:
+    def _next(self) -> list[Lane]:
+        """The lanes to claim from next: one that must be alone, or several in turn."""
         lanes, now = self._core.lanes, monotonic()
+        chosen: list[Lane] = []
         for step in range(len(lanes)):
             lane = lanes[(self._turn + step) % len(lanes)]
-            if lane.hot and lane.not_before <= now:
-                self._turn = (self._turn + step + 1) % len(lanes)
-                return lane
-        return None
+            if not lane.hot or lane.not_before > now:
+                continue
+            if lane.alone:
+                return chosen or [lane]
+            chosen.append(lane)
+            if len(chosen) >= _MOST_LANES:
+                break
+        return chosen
 
     async def _wait(self, seconds: float | None) -> bool:
         """True when woken, False when the time was up."""
@@ -153,9 +164,9 @@ class Intake:
                 times.append(lane.not_before - now)
         return max(0.001, min(times))
 
-    async def _claim(self, lane: Lane, limit: int) -> None:
+    async def _claim(self, lanes: list[Lane], limit: int, share: int) -> None:
         core = self._core
-        leases = lane.session.scope.leases
+        leases = lanes[0].session.scope.leases
         async with self._outage.answer():
             lease_id = await leases.current()
             await self._appear(lease_id)
@@ -164,12 +175,13 @@ class Intake:
         leases.begin_claim(claim_id)
         rows: list[Any] = []
         try:
-            rows = await self._ask(lane, lease_id, claim_id, limit)
+            rows = await self._ask(lanes, lease_id, claim_id, limit, share)
         except LeaseLost:
             core.guard.lose(lease_id)
             await leases.forget(lease_id)
             return
         except (SessionClosed, NotFound) as error:
+            [lane] = lanes
             log.info("no more tasks from session %s: %s", lane.session.name, error)
             lane.closed, lane.hot, lane.recheck = True, False, False
             return
@@ -178,35 +190,57 @@ class Intake:
         if lease_id in core.guard.lost:
             core.counts.lost += len(rows)
             return
-        now = monotonic()
-        lane.hot = len(rows) >= limit
-        lane.recheck = not lane.hot
-        if rows:
-            lane.misses = lane.in_vain = 0
-            lane.not_before = 0.0
-            lane.unheard = True
+        if len(lanes) == 1:
+            [lane] = lanes
+            self._answered(lane, len(rows), min(limit, share))
             contexts = [TaskContext(core, lane, row, claim_id, lease_id, sent_at) for row in rows]
+        else:
+            by_id = {lane.session.id: lane for lane in lanes}
+            contexts = [TaskContext(core, by_id[row["session_id"]], row, claim_id, lease_id, sent_at) for row in rows]
+            got = Counter(ctx.lane for ctx in contexts)
+            if len(rows) >= limit:
+                # Those behind the last one were not asked, and that one perhaps not for all of its share.
+                lanes = lanes[: max(lanes.index(lane) for lane in got) + 1]
+                got[lanes[-1]] = share
+            for lane in lanes:
+                lane.left_out = not got[lane]
+                self._answered(lane, got[lane], share)
+        self._turn = (lanes[-1].place + 1) % len(core.lanes)
+        if contexts:
             core.counts.claimed += len(contexts)
             core.held.update(contexts)
             core.buffer.extend(contexts)
             core.slots.dispatch()
-        elif lane.misses:
-            lane.not_before = now + min(self._poll_seconds, _FIRST_MISS_SECONDS * 2 ** min(lane.misses, 10))
 
-    async def _ask(self, lane: Lane, lease_id: UUID, claim_id: UUID, limit: int) -> list[Any]:
+    def _answered(self, lane: Lane, got: int, share: int) -> None:
+        lane.hot = got >= share
+        lane.recheck = not lane.hot
+        if got:
+            lane.misses = lane.in_vain = 0
+            lane.not_before = 0.0
+            lane.unheard = True
+        elif lane.misses:
+            lane.not_before = monotonic() + min(self._poll_seconds, _FIRST_MISS_SECONDS * 2 ** min(lane.misses, 10))
+
+    async def _ask(self, lanes: list[Lane], lease_id: UUID, claim_id: UUID, limit: int, share: int) -> list[Any]:
         """The claim's answer, however often it takes to get it: asking again gives the same tasks."""
+        agent = lanes[0].agent
+        values: dict[str, Any] = {
+            "agent_id": agent.id,
+            "capabilities": agent.scope.capabilities,
+            "lease_id": lease_id,
+            "claim_id": claim_id,
+        }
+        if len(lanes) == 1:
+            statement = _SQL["claim_for_worker"]
+            values |= {"session_id": lanes[0].session.id, "limit": min(limit, share)}
+        else:
+            statement = _SQL["claim_across"]
+            values |= {"session_ids": [lane.session.id for lane in lanes], "limit": limit, "share": share}
         while True:
             try:
                 async with self._outage.answer():
-                    rows = await self._line.fetch_all(
-                        _SQL["claim_for_worker"],
-                        session_id=lane.session.id,
-                        agent_id=lane.agent.id,
-                        capabilities=lane.agent.scope.capabilities,
-                        lease_id=lease_id,
-                        claim_id=claim_id,
-                        limit=limit,
-                    )
+                    rows = await self._line.fetch_all(statement, **values)
             except RETRYABLE as error:
                 if self._core.stopping or lease_id in self._core.guard.lost:
                     return []
@@ -220,8 +254,11 @@ class Intake:
         if lease_id == self._lease_id:
             return
         if self._lease_id is not None:
-            for lane in self._core.lanes:
-                if not lane.closed:
+            lanes = [lane for lane in self._core.lanes if not lane.closed]
+            try:
+                await self._core.board.join([lane.session for lane in lanes], self._core.agent_id)
+            except (SessionClosed, NotFound):
+                for lane in lanes:
                     with contextlib.suppress(SessionClosed, NotFound):
                         await lane.session.agents.join(lane.agent.id, lease_id=lease_id)
         self._lease_id = lease_id
@@ -231,6 +268,7 @@ class Intake:
         for lane in lanes:
             lane.recheck = False
         by_id = {lane.session.id: lane for lane in lanes}
+        began = monotonic()
         try:
             async with self._outage.answer():
                 rows = await self._line.fetch_all(
@@ -244,6 +282,8 @@ class Intake:
                 lane.recheck = True
             raise
         now = monotonic()
+        # Looks in between cost a twentieth of the time.
+        self._look_at = now + max(_LOOK_SECONDS, 20 * (now - began))
         for row in rows:
             lane = by_id.pop(row["session_id"])
             due_in = row["due_in"]
@@ -255,7 +295,7 @@ class Intake:
             if ready and not lane.closed:
                 if not lane.hot:
                     # There is something, and the last claim did not get it: somebody else may have it locked.
-                    lane.hot = True
+                    lane.hot, lane.alone = True, lane.left_out
                     lane.misses += 1
                     if lane.misses > 1:
                         lane.not_before = now + min(
@@ -263,6 +303,7 @@ class Intake:
                         )
             elif not lane.closed:
                 lane.misses = 0
+                lane.alone = lane.left_out = False
         for lane in by_id.values():
             lane.closed = True
 

@@ -128,30 +128,31 @@ class Outbox:
         most = self._core.max_batch
         if self._completed:
             batch, self._completed = self._completed[:most], self._completed[most:]
-            await self._write(batch, batch, self._write_completed)
+            self._writing = len(batch)
+            try:
+                for group in _by_lane(await self._complete_across(batch)):
+                    await self._insist(group, group, self._write_completed)
+            finally:
+                self._writing = 0
         if self._failed:
             failed, self._failed = self._failed[:most], self._failed[most:]
-            await self._write(failed, [one.ctx for one in failed], self._write_failed)
+            await self._write(failed, self._write_failed)
         if self._released:
             released, self._released = self._released[:most], self._released[most:]
-            await self._write(released, [one.ctx for one in released], self._write_released)
+            await self._write(released, self._write_released)
 
-    async def _write(self, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any) -> None:
+    async def _write(self, batch: Sequence[Any], write: Any) -> None:
         self._writing = len(batch)
         try:
-            lanes = self._core.lanes
-            if len(lanes) == 1:
-                await self._insist(contexts[0].lane, batch, contexts, write)
-            else:
-                by_lane: dict[Lane, list[int]] = {}
-                for index, ctx in enumerate(contexts):
-                    by_lane.setdefault(ctx.lane, []).append(index)
-                for lane, indexes in by_lane.items():
-                    await self._insist(lane, [batch[i] for i in indexes], [contexts[i] for i in indexes], write)
+            ends = {one.ctx: one for one in batch}
+            for group in _by_lane(list(ends)):
+                await self._insist([ends[ctx] for ctx in group], group, write)
         finally:
             self._writing = 0
 
-    async def _insist(self, lane: Lane, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any) -> None:
+    async def _insist(self, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any) -> None:
+        """What one lane's tasks ended in was written, or refused for good."""
+        lane = contexts[0].lane
         while True:
             try:
                 async with self._outage.answer():
@@ -161,41 +162,65 @@ class Outbox:
                 await self._outage.wait(error)
                 continue
             except BlackboardError as error:
-                await self._apart(lane, batch, contexts, write, error)
+                await self._apart(batch, contexts, write, error)
             self._outage.over()
             break
+        self._written(contexts)
+
+    def _written(self, contexts: Sequence[TaskContext]) -> None:
         self._core.held.difference_update(contexts)
-        lane.recheck = True
-        lane.notify()
+        for lane in {ctx.lane for ctx in contexts}:
+            lane.recheck = True
+            lane.notify()
         self._core.intake.stir()
 
+    async def _complete_across(self, batch: list[TaskContext]) -> list[TaskContext]:
+        """Those that one call for all their lanes did not complete; of one lane, all of them."""
+        while any(ctx.lane is not batch[0].lane for ctx in batch):
+            try:
+                async with self._outage.answer():
+                    rows = await self._line.fetch_all(
+                        _ENGINE["complete_across"],
+                        session_ids=[ctx.lane.session.id for ctx in batch],
+                        agent_id=self._core.agent_id,
+                        **_outcomes(batch),
+                    )
+            except RETRYABLE as error:
+                await self._outage.wait(error)
+                continue
+            except BlackboardError as error:
+                log.debug("completing session by session: %s", error)
+                break
+            self._outage.over()
+            ids = {row["id"] for row in rows}
+            left = [ctx for ctx in batch if ctx.row["id"] in ids]
+            self._core.counts.completed += len(batch) - len(left)
+            self._written([ctx for ctx in batch if ctx.row["id"] not in ids] if left else batch)
+            return left
+        return batch
+
     async def _apart(
-        self, lane: Lane, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any, error: BlackboardError
+        self, batch: Sequence[Any], contexts: Sequence[TaskContext], write: Any, error: BlackboardError
     ) -> None:
         # One value that the database refuses must not take the others with it.
         if len(batch) > 1:
             half = len(batch) // 2
             for part in (slice(None, half), slice(half, None)):
-                await self._insist(lane, batch[part], contexts[part], write)
+                await self._insist(batch[part], contexts[part], write)
             return
         ctx = contexts[0]
         log.error("%r: its outcome was refused by the database: %s", ctx, error)
         if batch[0] is ctx:
             # The result is at fault: the attempt fails with what the database said.
-            await self._insist(
-                lane, [_Failure(ctx, _error_text(error), "retry", *_policy(ctx))], contexts, self._write_failed
-            )
+            failure = _Failure(ctx, _error_text(error), "retry", *_policy(ctx))
+            await self._insist([failure], contexts, self._write_failed)
 
     async def _write_completed(self, lane: Lane, batch: list[TaskContext]) -> None:
         rows = await self._line.fetch_all(
             _TASKS["complete_tasks"],
             session_id=lane.session.id,
-            ids=[ctx.row["id"] for ctx in batch],
-            claim_ids=[ctx.claim_id for ctx in batch],
-            attempts=[ctx.row["attempt"] for ctx in batch],
-            # Many handlers return nothing, and an array that is too short is filled up with NULL.
-            results=[ctx.result for ctx in batch] if any(ctx.result is not None for ctx in batch) else [],
             agent_id=lane.agent.id,
+            **_outcomes(batch),
         )
         counts = self._core.counts
         counts.completed += len(batch) - len(rows)
@@ -249,6 +274,23 @@ class Outbox:
             setattr(counts, name, getattr(counts, name) + 1)
             if name == "refused":
                 log.warning("%r was taken away before its outcome was written", ctx)
+
+
+def _by_lane(contexts: Sequence[TaskContext]) -> list[list[TaskContext]]:
+    groups: dict[Lane, list[TaskContext]] = {}
+    for ctx in contexts:
+        groups.setdefault(ctx.lane, []).append(ctx)
+    return list(groups.values())
+
+
+def _outcomes(batch: Sequence[TaskContext]) -> dict[str, list[Any]]:
+    return {
+        "ids": [ctx.row["id"] for ctx in batch],
+        "claim_ids": [ctx.claim_id for ctx in batch],
+        "attempts": [ctx.row["attempt"] for ctx in batch],
+        # Many handlers return nothing, and an array that is too short is filled up with NULL.
+        "results": [ctx.result for ctx in batch] if any(ctx.result is not None for ctx in batch) else [],
+    }
 
 
 def _policy(ctx: TaskContext) -> tuple[timedelta | None, int | None]:

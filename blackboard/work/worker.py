@@ -278,7 +278,9 @@ class Worker:
 
     @asynccontextmanager
     async def _parts(self) -> AsyncGenerator[Core]:
-        lanes = [await self._lane(session) for session in self._sessions]
+        agents = await self._board.join(self._sessions, self._agent_id, capabilities=self._capabilities)
+        once = {agent.session.id: agent for agent in agents}.values()
+        lanes = [Lane(agent.session, agent, place) for place, agent in enumerate(once)]
         url = self._board.url
         claims, writes = Line(url, "blackboard worker claims"), Line(url, "blackboard worker results")
         core = Core(
@@ -326,10 +328,6 @@ class Worker:
             for line in (claims, writes, core.transactions):
                 await line.close()
             self._core = None
-
-    async def _lane(self, given: Session | str) -> Lane:
-        session = await self._board.session(given) if isinstance(given, str) else given
-        return Lane(session, await session.join(self._agent_id, capabilities=self._capabilities))
 
     async def _wind_down(self, core: Core, parts: Sequence[asyncio.Task[None]]) -> None:
         """Nothing is claimed any more, what was not started is back, what ran has ended, and all of it is written."""

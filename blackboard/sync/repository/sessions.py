@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import UUID
 from ...errors import InvalidInput, NotFound
 from ...ids import as_uuid, new_id
 from ...jsonable import check_text, dump_json
+from ...models.agents import AgentRecord
 from ...models.sessions import SessionRecord, SessionStatus
 from ...store.statements import statements
 from ..store.executor import Executor
@@ -19,6 +21,7 @@ __all__ = ["Sessions"]
 
 _SQL = statements("sessions")
 _GATES = statements("gates")
+_AGENTS = statements("agents")
 
 
 class Sessions:
@@ -75,12 +78,68 @@ class Sessions:
         if row is None:
             row = self._executor.fetch_one(_SQL["find_session"], name=check_text(str(name_or_id), "name", 200))
         if row is None:
-            raise NotFound(
-                f"There is no session {str(name_or_id)!r}; `blackboard session list` shows those there are.",
-                noun="session",
-                id=str(name_or_id),
-            )
+            raise _no_session(name_or_id)
         return SessionRecord.from_row(row)
+
+    def get_many(self, names_or_ids: Sequence[str | UUID]) -> list[SessionRecord]:
+        """As ``get``, for many in one call; in their order.
+
+        Raises:
+            NotFound: one of them does not exist; names the first.
+        """
+        names = [check_text(str(given), "name", 200) for given in names_or_ids]
+        ids = [_uuid_or_none(given) for given in names_or_ids]
+        rows = self._executor.fetch_all(_SQL["find_sessions"], ids=ids, names=names)
+        by_id: dict[UUID, SessionRecord] = {}
+        by_name: dict[str, SessionRecord] = {}
+        for row in rows:
+            facts = dict(row)
+            name = facts.pop("by_name")
+            record = SessionRecord.from_row(facts)
+            if name is None:
+                by_id[record.id] = record
+            else:
+                by_name[name] = record
+        records: list[SessionRecord] = []
+        for name, session_id in zip(names, ids, strict=True):
+            record = (by_id.get(session_id) if session_id is not None else None) or by_name.get(name)
+            if record is None:
+                raise _no_session(name)
+            records.append(record)
+        return records
+
+    def join(
+        self,
+        session_ids: Sequence[UUID],
+        agent_id: str,
+        *,
+        capabilities: Sequence[str] | None = None,
+        lease_id: UUID | None = None,
+    ) -> dict[UUID, AgentRecord]:
+        """The agent is registered and a member of all these sessions, or of none of them; its membership of each.
+
+        Args:
+            session_ids: of open sessions.
+            agent_id: as in ``agents.join``.
+            capabilities: what kinds of task it can do; None leaves what it has declared before.
+            lease_id: the lease under which it is present.
+
+        Raises:
+            InvalidInput: a value is refused; names the field.
+            LeaseLost: the lease has lapsed.
+            NotFound: there is no such session.
+            SessionClosed: one of them is over.
+        """
+        rows = self._executor.fetch_all(
+            _AGENTS["join_sessions"],
+            session_ids=list(session_ids),
+            agent_id=check_text(agent_id, "agent_id", 100, 1),
+            capabilities=None
+            if capabilities is None
+            else [check_text(c, "capabilities", 100, 1) for c in capabilities],
+            lease_id=lease_id,
+        )
+        return {row["session_id"]: AgentRecord.from_row(row) for row in rows}
 
     def list(self, *, status: SessionStatus | str | None = None, limit: int = 100) -> list[SessionRecord]:
         """The sessions, newest first, at most ``limit`` (1 to 10 000).
@@ -173,6 +232,20 @@ class Sessions:
         )
         assert row is not None
         return SessionRecord.from_row(row)
+
+
+def _uuid_or_none(value: str | UUID) -> UUID | None:
+    with suppress(InvalidInput):
+        return as_uuid(value, "session")
+    return None
+
+
+def _no_session(name_or_id: str | UUID) -> NotFound:
+    return NotFound(
+        f"There is no session {str(name_or_id)!r}; `blackboard session list` shows those there are.",
+        noun="session",
+        id=str(name_or_id),
+    )
 
 
 def _status(value: SessionStatus | str) -> str:
