@@ -425,36 +425,11 @@ CREATE TABLE blackboard.tasks (
     created_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
     completed_at timestamp with time zone,
     CONSTRAINT tasks_assigned_to_length CHECK (((length(assigned_to) >= 1) AND (length(assigned_to) <= 100))),
-    CONSTRAINT tasks_assignee_when_assigned CHECK (((status <> 'assigned'::text) OR (assigned_to IS NOT NULL))),
-    CONSTRAINT tasks_attempt_range CHECK ((attempt >= 0)),
-    CONSTRAINT tasks_blockers_iff_blocked CHECK (((status <> 'blocked'::text) OR (blockers > 0))),
-    CONSTRAINT tasks_blockers_range CHECK ((blockers >= 0)),
-    CONSTRAINT tasks_capability_length CHECK ((length(capability) <= 100)),
-    CONSTRAINT tasks_claimed_when_running CHECK (((status <> 'running'::text) OR ((claim_id IS NOT NULL) AND (attempt > 0) AND (assigned_to IS NOT NULL) AND (started_at IS NOT NULL)))),
-    CONSTRAINT tasks_completed_at_iff_final CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text])) = (completed_at IS NOT NULL))),
-    CONSTRAINT tasks_deadline_only_running CHECK (((deadline_at IS NULL) OR (status = 'running'::text))),
-    CONSTRAINT tasks_error_size CHECK ((pg_column_size(error) <= 1048576)),
-    CONSTRAINT tasks_fallback_range CHECK (((fallback >= '00:00:00'::interval) AND (fallback <= '3650 days'::interval))),
-    CONSTRAINT tasks_held_says_why CHECK (((status <> 'held'::text) OR (COALESCE((held ->> 'code'::text), ''::text) <> ''::text))),
-    CONSTRAINT tasks_held_size CHECK ((pg_column_size(held) <= 8192)),
-    CONSTRAINT tasks_lease_iff_running CHECK (((status = 'running'::text) = (lease_id IS NOT NULL))),
-    CONSTRAINT tasks_limit_key_length CHECK (((length(limit_key) >= 1) AND (length(limit_key) <= 200))),
-    CONSTRAINT tasks_max_attempts_range CHECK (((max_attempts >= 1) AND (max_attempts <= 1000))),
-    CONSTRAINT tasks_parameters_size CHECK ((pg_column_size(parameters) <= 1048576)),
-    CONSTRAINT tasks_position_iff_ready CHECK (((status = ANY (ARRAY['pending'::text, 'assigned'::text])) = ("position" IS NOT NULL))),
-    CONSTRAINT tasks_priority_range CHECK (((priority >= 0) AND (priority <= 10))),
-    CONSTRAINT tasks_progress_size CHECK ((pg_column_size(progress) <= 1048576)),
-    CONSTRAINT tasks_ready_is_approved CHECK (((NOT requires_approval) OR (approved_by IS NOT NULL) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'running'::text])))),
-    CONSTRAINT tasks_ready_is_unblocked CHECK (((blockers = 0) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text])))),
-    CONSTRAINT tasks_result_size CHECK ((pg_column_size(result) <= 1048576)),
-    CONSTRAINT tasks_retry_delay_range CHECK (((retry_delay >= '00:00:00'::interval) AND (retry_delay <= '30 days'::interval))),
-    CONSTRAINT tasks_run_at_when_scheduled CHECK (((status <> 'scheduled'::text) OR (run_at IS NOT NULL))),
-    CONSTRAINT tasks_status_known CHECK ((status = ANY (ARRAY['scheduled'::text, 'blocked'::text, 'awaiting_approval'::text, 'held'::text, 'pending'::text, 'assigned'::text, 'running'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text]))),
-    CONSTRAINT tasks_timeout_range CHECK (((timeout > '00:00:00'::interval) AND (timeout <= '3650 days'::interval))),
-    CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50))),
-    CONSTRAINT tasks_unique_key_length CHECK (((length(unique_key) >= 1) AND (length(unique_key) <= 200)))
+    CONSTRAINT tasks_capability_length CHECK ((length(capability) <= 100))
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05', autovacuum_analyze_threshold='1000');
+
+COMMENT ON TABLE blackboard.tasks IS 'What is to be done, and by whom; its rules are those of blackboard.broken_task_rule().';
 
 CREATE FUNCTION blackboard.add_task(p_session_id uuid, p_id uuid, p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_options jsonb, p_actor text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
@@ -1093,6 +1068,47 @@ CREATE FUNCTION blackboard.ballots_pass(p_rule text, p_threshold double precisio
                WHEN 'unanimous' THEN p_yes > 0 AND p_no = 0
                ELSE false
            END
+$$;
+
+CREATE FUNCTION blackboard.broken_task_rule(p_type text, p_status text, p_position bigint, p_parameters jsonb, p_priority smallint, p_timeout interval, p_requires_approval boolean, p_approved_by text, p_run_at timestamp with time zone, p_attempt integer, p_max_attempts integer, p_retry_delay interval, p_assigned_to text, p_claim_id uuid, p_lease_id uuid, p_started_at timestamp with time zone, p_deadline_at timestamp with time zone, p_completed_at timestamp with time zone, p_blockers integer, p_unique_key text, p_limit_key text, p_fallback interval, p_held jsonb, p_progress jsonb, p_result jsonb, p_error jsonb) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE
+        WHEN NOT (length(p_type) BETWEEN 1 AND 50) THEN 'tasks_type_length'
+        WHEN NOT (p_status IN ('pending', 'running', 'completed', 'assigned', 'scheduled', 'blocked', 'awaiting_approval',
+                              'held', 'failed', 'cancelled', 'dead'))
+            THEN 'tasks_status_known'
+        WHEN NOT (p_priority BETWEEN 0 AND 10) THEN 'tasks_priority_range'
+        WHEN NOT (pg_column_size(p_parameters) <= 1048576) THEN 'tasks_parameters_size'
+        WHEN NOT (pg_column_size(p_progress) <= 1048576) THEN 'tasks_progress_size'
+        WHEN NOT (pg_column_size(p_result) <= 1048576) THEN 'tasks_result_size'
+        WHEN NOT (pg_column_size(p_error) <= 1048576) THEN 'tasks_error_size'
+        WHEN NOT (pg_column_size(p_held) <= 8192) THEN 'tasks_held_size'
+        WHEN NOT (p_status <> 'held' OR coalesce(p_held ->> 'code', '') <> '') THEN 'tasks_held_says_why'
+        WHEN NOT (p_timeout > interval '0' AND p_timeout <= interval '3650 days') THEN 'tasks_timeout_range'
+        WHEN NOT (p_fallback BETWEEN interval '0' AND interval '3650 days') THEN 'tasks_fallback_range'
+        WHEN NOT (p_retry_delay BETWEEN interval '0' AND interval '30 days') THEN 'tasks_retry_delay_range'
+        WHEN NOT (p_attempt >= 0) THEN 'tasks_attempt_range'
+        WHEN NOT (p_max_attempts BETWEEN 1 AND 1000) THEN 'tasks_max_attempts_range'
+        WHEN NOT (p_blockers >= 0) THEN 'tasks_blockers_range'
+        WHEN NOT (length(p_unique_key) BETWEEN 1 AND 200) THEN 'tasks_unique_key_length'
+        WHEN NOT (length(p_limit_key) BETWEEN 1 AND 200) THEN 'tasks_limit_key_length'
+        WHEN NOT ((p_status = 'running') = (p_lease_id IS NOT NULL)) THEN 'tasks_lease_iff_running'
+        WHEN NOT (p_status <> 'running'
+                  OR (p_claim_id IS NOT NULL AND p_attempt > 0 AND p_assigned_to IS NOT NULL AND p_started_at IS NOT NULL))
+            THEN 'tasks_claimed_when_running'
+        WHEN NOT (p_deadline_at IS NULL OR p_status = 'running') THEN 'tasks_deadline_only_running'
+        WHEN NOT ((p_status IN ('pending', 'assigned')) = (p_position IS NOT NULL)) THEN 'tasks_position_iff_ready'
+        WHEN NOT (p_blockers = 0 OR p_status NOT IN ('pending', 'assigned')) THEN 'tasks_ready_is_unblocked'
+        WHEN NOT (NOT p_requires_approval OR p_approved_by IS NOT NULL
+                  OR p_status NOT IN ('pending', 'assigned', 'running'))
+            THEN 'tasks_ready_is_approved'
+        WHEN NOT (p_status <> 'assigned' OR p_assigned_to IS NOT NULL) THEN 'tasks_assignee_when_assigned'
+        WHEN NOT (p_status <> 'scheduled' OR p_run_at IS NOT NULL) THEN 'tasks_run_at_when_scheduled'
+        WHEN NOT (p_status <> 'blocked' OR p_blockers > 0) THEN 'tasks_blockers_iff_blocked'
+        WHEN NOT ((p_status IN ('completed', 'failed', 'cancelled', 'dead')) = (p_completed_at IS NOT NULL))
+            THEN 'tasks_completed_at_iff_final'
+    END
 $$;
 
 CREATE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
@@ -4654,10 +4670,19 @@ CREATE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
 DECLARE
     v_tx bigint;
     v_actor text;
+    v_rule text;
     v_session_id uuid := (SELECT n.session_id FROM new_rows n LIMIT 1);
 BEGIN
     IF v_session_id IS NULL THEN
         RETURN NULL;
+    END IF;
+    v_rule := (SELECT min(blackboard.broken_task_rule(
+                           n.type, n.status, n.position, n.parameters, n.priority, n.timeout, n.requires_approval,
+                           n.approved_by, n.run_at, n.attempt, n.max_attempts, n.retry_delay, n.assigned_to,
+                           n.claim_id, n.lease_id, n.started_at, n.deadline_at, n.completed_at, n.blockers,
+                           n.unique_key, n.limit_key, n.fallback, n.held, n.progress, n.result, n.error)) FROM new_rows n);
+    IF v_rule IS NOT NULL THEN
+        PERFORM blackboard.refuse_task(v_rule);
     END IF;
     -- One look for what is rare: several sessions in one statement, or rows that no task begins as.
     PERFORM 1 FROM new_rows n
@@ -4711,10 +4736,19 @@ DECLARE
     v_actor text;
     v_one record;
     v_same boolean;
+    v_rule text;
 BEGIN
     SELECT n.status, n.assigned_to, n.attempt, n.lease_id INTO v_one FROM new_rows n LIMIT 1;
     IF NOT FOUND THEN
         RETURN NULL;
+    END IF;
+    v_rule := (SELECT min(blackboard.broken_task_rule(
+                           n.type, n.status, n.position, n.parameters, n.priority, n.timeout, n.requires_approval,
+                           n.approved_by, n.run_at, n.attempt, n.max_attempts, n.retry_delay, n.assigned_to,
+                           n.claim_id, n.lease_id, n.started_at, n.deadline_at, n.completed_at, n.blockers,
+                           n.unique_key, n.limit_key, n.fallback, n.held, n.progress, n.result, n.error)) FROM new_rows n);
+    IF v_rule IS NOT NULL THEN
+        PERFORM blackboard.refuse_task(v_rule);
     END IF;
     v_tx := blackboard.current_tx();
     v_actor := blackboard.current_actor();
@@ -6859,6 +6893,16 @@ BEGIN
     PERFORM blackboard.raise('BB005', format('Rows of blackboard.%s are never changed: %s.', TG_TABLE_NAME, TG_ARGV[0]),
                              jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
     RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.refuse_task(p_rule text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE check_violation USING
+        MESSAGE = format('new row for relation "tasks" violates check constraint "%s"', p_rule),
+        SCHEMA = 'blackboard', TABLE = 'tasks', CONSTRAINT = p_rule;
 END
 $$;
 

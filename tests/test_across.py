@@ -46,6 +46,8 @@ async def claim(
 ) -> list[Any]:
     ids = [agent.session.id for agent in agents]
     lease_id = await lease_of(agents)
+    # A look that a busy machine made slow is no sign of a held snapshot.
+    await db.execute("SET blackboard.floors = ''")
     return await db.fetch(CLAIM, ids, list(capabilities), lease_id, claim_id or uuid.uuid4(), limit, share)
 
 

@@ -32,14 +32,17 @@ CORE = (
 
 
 async def names(db: Connection, tables: tuple[str, ...] | None = None) -> dict[str, str]:
-    """Constraints and unique indexes of the schema, by name: the table."""
+    """Constraints and unique indexes of the schema, and the rules that triggers hold, by name: the table."""
     rows = await db.fetch(
         """SELECT c.conname AS name, r.relname AS table FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
            WHERE r.relnamespace = 'blackboard'::regnamespace AND c.contype IN ('c', 'f', 'p', 'u', 'x')
            UNION
            SELECT i.relname, r.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
            JOIN pg_class r ON r.oid = x.indrelid
-           WHERE r.relnamespace = 'blackboard'::regnamespace AND x.indisunique"""
+           WHERE r.relnamespace = 'blackboard'::regnamespace AND x.indisunique
+           UNION
+           SELECT rule[1], 'tasks' FROM pg_proc p, regexp_matches(p.prosrc, 'THEN ''([a-z_]+)''', 'g') rule
+           WHERE p.oid = 'blackboard.broken_task_rule'::regproc"""
     )
     return {row["name"]: row["table"] for row in rows if tables is None or row["table"] in tables}
 

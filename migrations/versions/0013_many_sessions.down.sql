@@ -4,6 +4,58 @@ DROP FUNCTION blackboard.join_sessions(uuid[], text, text[], uuid);
 DROP FUNCTION blackboard.complete_tasks_across(uuid[], uuid[], uuid[], integer[], jsonb[], text);
 DROP FUNCTION blackboard.claim_tasks_across(uuid[], text, text[], uuid, uuid, integer, integer);
 
+CREATE OR REPLACE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_tx bigint;
+    v_actor text;
+    v_session_id uuid := (SELECT n.session_id FROM new_rows n LIMIT 1);
+BEGIN
+    IF v_session_id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- One look for what is rare: several sessions in one statement, or rows that no task begins as.
+    PERFORM 1 FROM new_rows n
+    WHERE n.session_id <> v_session_id OR n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
+       OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0 LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM blackboard.check_sessions(ARRAY[v_session_id]);
+    ELSE
+        PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+        PERFORM 1 FROM new_rows n
+        WHERE n.status NOT IN ('pending', 'assigned', 'scheduled', 'awaiting_approval', 'held')
+           OR n.attempt <> 0 OR n.released <> 0 OR n.blockers <> 0 LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB003', 'A task is not born running, blocked or finished: add it, then claim it.',
+                                     '{"noun": "task", "field": "status"}');
+        END IF;
+    END IF;
+    v_tx := blackboard.current_tx();
+    v_actor := blackboard.current_actor();
+    -- What is not named here has its column's default.
+    INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+    SELECT n.session_id, v_tx, v_actor, 'task.created', n.id,
+           CASE WHEN n.timeout IS NULL AND n.max_attempts = 5 AND n.retry_delay = interval '1 second'
+                     AND NOT n.requires_approval
+                THEN jsonb_build_object(
+                         'type', n.type, 'capability', n.capability, 'priority', n.priority, 'status', n.status,
+                         'assigned_to', n.assigned_to, 'run_at', n.run_at,
+                         'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END)
+                ELSE jsonb_build_object(
+                         'type', n.type, 'capability', n.capability, 'priority', n.priority, 'status', n.status,
+                         'assigned_to', n.assigned_to, 'run_at', n.run_at,
+                         'parameters', CASE WHEN pg_column_size(n.parameters) <= 8192 THEN n.parameters END,
+                         'timeout', n.timeout, 'max_attempts', n.max_attempts, 'retry_delay', n.retry_delay,
+                         'requires_approval', n.requires_approval, 'approved_by', n.approved_by) END
+    FROM new_rows n ORDER BY n.position;
+    IF current_setting('xmlbinary') <> 'hex' THEN
+        PERFORM blackboard.hint(s.session_id, 'tasks.ready') FROM (SELECT DISTINCT n.session_id FROM new_rows n) s;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION blackboard.claim_tasks(
     p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer
 ) RETURNS SETOF blackboard.tasks
@@ -328,3 +380,38 @@ CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboa
           -- What was blocked is released by the flow, which looks itself.
           AND OLD.status NOT IN ('pending', 'assigned', 'scheduled', 'blocked'))
     EXECUTE FUNCTION blackboard.hold_returned_stage();
+
+ALTER TABLE blackboard.tasks
+    ADD CONSTRAINT tasks_type_length CHECK (((length(type) >= 1) AND (length(type) <= 50))),
+    ADD CONSTRAINT tasks_status_known CHECK ((status = ANY (ARRAY['scheduled'::text, 'blocked'::text, 'awaiting_approval'::text, 'held'::text, 'pending'::text, 'assigned'::text, 'running'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text]))),
+    ADD CONSTRAINT tasks_priority_range CHECK (((priority >= 0) AND (priority <= 10))),
+    ADD CONSTRAINT tasks_parameters_size CHECK ((pg_column_size(parameters) <= 1048576)),
+    ADD CONSTRAINT tasks_progress_size CHECK ((pg_column_size(progress) <= 1048576)),
+    ADD CONSTRAINT tasks_result_size CHECK ((pg_column_size(result) <= 1048576)),
+    ADD CONSTRAINT tasks_error_size CHECK ((pg_column_size(error) <= 1048576)),
+    ADD CONSTRAINT tasks_held_size CHECK ((pg_column_size(held) <= 8192)),
+    ADD CONSTRAINT tasks_held_says_why CHECK (((status <> 'held'::text) OR (COALESCE((held ->> 'code'::text), ''::text) <> ''::text))),
+    ADD CONSTRAINT tasks_timeout_range CHECK (((timeout > '00:00:00'::interval) AND (timeout <= '3650 days'::interval))),
+    ADD CONSTRAINT tasks_fallback_range CHECK (((fallback >= '00:00:00'::interval) AND (fallback <= '3650 days'::interval))),
+    ADD CONSTRAINT tasks_retry_delay_range CHECK (((retry_delay >= '00:00:00'::interval) AND (retry_delay <= '30 days'::interval))),
+    ADD CONSTRAINT tasks_attempt_range CHECK ((attempt >= 0)),
+    ADD CONSTRAINT tasks_max_attempts_range CHECK (((max_attempts >= 1) AND (max_attempts <= 1000))),
+    ADD CONSTRAINT tasks_blockers_range CHECK ((blockers >= 0)),
+    ADD CONSTRAINT tasks_unique_key_length CHECK (((length(unique_key) >= 1) AND (length(unique_key) <= 200))),
+    ADD CONSTRAINT tasks_limit_key_length CHECK (((length(limit_key) >= 1) AND (length(limit_key) <= 200))),
+    ADD CONSTRAINT tasks_lease_iff_running CHECK (((status = 'running'::text) = (lease_id IS NOT NULL))),
+    ADD CONSTRAINT tasks_claimed_when_running CHECK (((status <> 'running'::text) OR ((claim_id IS NOT NULL) AND (attempt > 0) AND (assigned_to IS NOT NULL) AND (started_at IS NOT NULL)))),
+    ADD CONSTRAINT tasks_deadline_only_running CHECK (((deadline_at IS NULL) OR (status = 'running'::text))),
+    ADD CONSTRAINT tasks_position_iff_ready CHECK (((status = ANY (ARRAY['pending'::text, 'assigned'::text])) = ("position" IS NOT NULL))),
+    ADD CONSTRAINT tasks_ready_is_unblocked CHECK (((blockers = 0) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text])))),
+    ADD CONSTRAINT tasks_ready_is_approved CHECK (((NOT requires_approval) OR (approved_by IS NOT NULL) OR (status <> ALL (ARRAY['pending'::text, 'assigned'::text, 'running'::text])))),
+    ADD CONSTRAINT tasks_assignee_when_assigned CHECK (((status <> 'assigned'::text) OR (assigned_to IS NOT NULL))),
+    ADD CONSTRAINT tasks_run_at_when_scheduled CHECK (((status <> 'scheduled'::text) OR (run_at IS NOT NULL))),
+    ADD CONSTRAINT tasks_blockers_iff_blocked CHECK (((status <> 'blocked'::text) OR (blockers > 0))),
+    ADD CONSTRAINT tasks_completed_at_iff_final CHECK (((status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'dead'::text])) = (completed_at IS NOT NULL)));
+COMMENT ON TABLE blackboard.tasks IS NULL;
+DROP FUNCTION blackboard.refuse_task(text);
+DROP FUNCTION blackboard.broken_task_rule(
+    text, text, bigint, jsonb, smallint, interval, boolean, text, timestamptz, integer, integer, interval, text, uuid,
+    uuid, timestamptz, timestamptz, timestamptz, integer, text, text, interval, jsonb, jsonb, jsonb, jsonb
+);
