@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .models.events import Event, EventPage
     from .models.findings import Evidence
     from .models.flow_plans import After, Stage, fork_join, parallel, sequential
-    from .models.tasks import Dependency, NewTask, TaskRecord, TaskStatus
+    from .models.tasks import Dependency, NewTask, TaskRecord, TaskStatus, Unique
     from .settings import Settings
     from .store.embedded import EmbeddedServer
 
@@ -65,6 +65,7 @@ __all__ = [
     # [end]
     "TaskRecord",
     "TaskStatus",
+    "Unique",
     # [async-only]
     "Worker",
     # [end]
@@ -114,6 +115,7 @@ _HOMES = {
     # [end]
     "TaskRecord": "blackboard.models.tasks",
     "TaskStatus": "blackboard.models.tasks",
+    "Unique": "blackboard.models.tasks",
     # [async-only]
     "Worker": "blackboard.work.worker",
     # [end]

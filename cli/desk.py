@@ -164,7 +164,7 @@ class Desk:
         """The human at the terminal: ``actor``, else the login name."""
         return self.actor or getpass.getuser()
 
-    def pick(self, given: str, field: str, candidates: Sequence[UUID]) -> UUID:
+    def pick(self, given: str, field: str, candidates: Sequence[UUID], *, noun: str | None = None) -> UUID:
         """The one of ``candidates`` that ``given``, a whole id or 6 or more of its ends, stands for.
 
         Raises:
@@ -180,7 +180,7 @@ class Desk:
             )
         found = [one for one in candidates if fits(given, one)]
         if not found:
-            what = field.removesuffix("_id")
+            what = noun or field.removesuffix("_id")
             raise NotFound(
                 f"No {what} in this session has an id like {given!r}; list them, or give the whole id.",
                 noun=what,

@@ -12,7 +12,7 @@ from .commands import command, noun
 from .desk import Desk
 from .ids import resolve
 from .output import Column
-from .values import document, duration, moment
+from .values import coming, document, duration
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -240,5 +240,5 @@ def _converted(described: dict[str, Any]) -> dict[str, Any]:
             fields[name] = duration(str(fields[name]), name)
     for name in ("run_at", "expires_at"):
         if isinstance(fields.get(name), str):
-            fields[name] = moment(fields[name], name)
+            fields[name] = coming(fields[name], name)
     return fields

@@ -34,8 +34,17 @@ def fits(text: str, value: UUID) -> bool:
     return len(digits) >= 6 and (value.hex.startswith(digits) or value.hex.endswith(digits))
 
 
-def resolve(desk: Desk, given: str, field: str, records: Callable[[], Iterable[Any]]) -> UUID:
+def resolve(
+    desk: Desk, given: str, field: str, records: Callable[[], Iterable[Any]], *, noun: str | None = None
+) -> UUID:
     """The id that ``given`` stands for; ``records`` are only read when it is not a whole one.
+
+    Args:
+        desk: what the command works at.
+        given: as it was typed.
+        field: what it was typed for.
+        records: what it may stand for.
+        noun: what they are, where ``field`` does not say so.
 
     Raises:
         InvalidInput: it fits several, or is no id at all.
@@ -44,4 +53,4 @@ def resolve(desk: Desk, given: str, field: str, records: Callable[[], Iterable[A
     try:
         return UUID(given)
     except ValueError:
-        return desk.pick(given, field, [record.id for record in records()])
+        return desk.pick(given, field, [record.id for record in records()], noun=noun)

@@ -11,7 +11,7 @@ from .commands import command, noun
 from .desk import Desk
 from .ids import resolve
 from .output import Column
-from .values import document, duration, moment
+from .values import coming, document, duration
 
 if TYPE_CHECKING:
     from blackboard.sync import Session
@@ -77,6 +77,7 @@ def show(desk: Desk, *, task_id: TaskId) -> None:
     example="""
     blackboard task add investigate --parameters '{"target": "checkout"}' --priority 8 --timeout 5m
     blackboard task add report --depends-on 5e1c9a07 --capability synthesize
+    blackboard task add report --run-at 2h --expires-at 2027-01-31T10:15:00Z
     """,
 )
 def add(
@@ -92,7 +93,7 @@ def add(
     depends_on: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A task that must finish first; repeat it for more.")
     ] = None,
-    run_at: Annotated[str | None, typer.Option(metavar="TIME", help="Not before this moment.")] = None,
+    run_at: Annotated[str | None, typer.Option(metavar="TIME", help="Not before this time, or in so long.")] = None,
     timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="The longest an attempt may run.")] = None,
     requires_approval: Annotated[
         bool, typer.Option("--requires-approval", help="Held until somebody approves it.")
@@ -107,7 +108,7 @@ def add(
     ] = None,
     limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="For limits that are per key.")] = None,
     expires_at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Cancelled if it was not started by this moment.")
+        str | None, typer.Option(metavar="TIME", help="Cancelled if not started by this time, or in so long.")
     ] = None,
     fallback: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long it waits for --assigned-to; then anybody may.")
@@ -115,8 +116,11 @@ def add(
     id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
 ) -> None:
     """Put a task on the board."""
+    from blackboard.errors import InvalidInput
     from blackboard.models.tasks import Unique
 
+    if unique_window is not None and unique is None:
+        raise InvalidInput("--unique-window says how long --unique holds: give both.", field="unique_window")
     delay = duration(retry_delay, "retry_delay")
     assert delay is not None
     parsed = document(parameters, "parameters")
@@ -128,14 +132,14 @@ def add(
         priority=priority,
         assigned_to=assigned_to,
         depends_on=[find_task(desk, session, one, "depends_on") for one in depends_on or ()],
-        run_at=moment(run_at, "run_at"),
+        run_at=coming(run_at, "run_at"),
         timeout=duration(timeout, "timeout"),
         requires_approval=requires_approval,
         max_attempts=max_attempts,
         retry_delay=delay,
         unique=None if unique is None else Unique(key=unique, window=duration(unique_window, "unique_window")),
         limit_key=limit_key,
-        expires_at=moment(expires_at, "expires_at"),
+        expires_at=coming(expires_at, "expires_at"),
         fallback=duration(fallback, "fallback"),
         id=id_,
     )
@@ -239,4 +243,4 @@ def prune(
 
 def find_task(desk: Desk, session: Session, given: str, field: str = "task_id") -> UUID:
     """The task that ``given`` stands for."""
-    return resolve(desk, given, field, lambda: session.tasks.list(limit=10_000))
+    return resolve(desk, given, field, lambda: session.tasks.list(limit=10_000), noun="task")

@@ -21,7 +21,8 @@ def report_usage(error: typer.TyperException, *, json: bool) -> int:
         # Asked for nothing: the page itself is the answer.
         typer.echo(error.format_message(), err=True)
         return exits.INVALID
-    message = error.format_message()
+    # Pydantic's own preface says nothing to whoever typed the value.
+    message = error.format_message().replace(": Value error, ", ": ")
     path = ctx.command_path if ctx is not None else "blackboard"
     facts: dict[str, Any] = {"code": "usage", "message": message, "retryable": False}
     field = getattr(getattr(error, "param", None), "name", None)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-__all__ = ["document", "duration", "loose", "moment", "weights"]
+__all__ = ["coming", "document", "duration", "loose", "moment", "weights"]
 
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
@@ -76,16 +76,33 @@ def moment(text: str | None, field: str) -> datetime | None:
     Raises:
         InvalidInput: it is neither; names ``field``.
     """
+    return _moment(text, field, -1, "how long ago")
+
+
+def coming(text: str | None, field: str) -> datetime | None:
+    """An ISO time, or in how long (``10m``), as an aware datetime; None stays None.
+
+    Raises:
+        InvalidInput: it is neither; names ``field``.
+    """
+    return _moment(text, field, 1, "in how long")
+
+
+def _moment(text: str | None, field: str, direction: int, what: str) -> datetime | None:
     if text is None:
         return None
     if _DURATION.match(text) and not re.match(r"\d{4}-", text):
-        ago = duration(text, field)
-        return None if ago is None else datetime.now(UTC) - ago
+        apart = duration(text, field)
+        assert apart is not None
+        try:
+            return datetime.now(UTC) + direction * apart
+        except OverflowError:
+            raise _invalid(f"{field} is too far away, got {text!r}.", field) from None
     try:
         value = datetime.fromisoformat(text)
     except ValueError:
         raise _invalid(
-            f"{field} must be a time such as 2026-01-31T10:15:00Z, or how long ago, such as 10m; got {text!r}.", field
+            f"{field} must be a time such as 2026-01-31T10:15:00Z, or {what}, such as 10m; got {text!r}.", field
         ) from None
     return value.astimezone() if value.tzinfo is None else value
 

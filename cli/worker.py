@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -156,14 +157,33 @@ def _session_id(desk: Desk, name: str | None) -> UUID:
 
 async def _made(target: str, factory: object, board: Blackboard) -> Worker:
     from blackboard import Worker
-    from blackboard.errors import ConfigurationError
+    from blackboard.errors import BlackboardError, ConfigurationError
 
-    made = cast("Callable[[Blackboard], Any]", factory)(board)
-    if inspect.isawaitable(made):
-        made = await made
+    try:
+        made = cast("Callable[[Blackboard], Any]", factory)(board)
+        if inspect.isawaitable(made):
+            made = await made
+    except BlackboardError:
+        raise
+    except Exception as error:
+        raise _of_theirs(f"{target} raised", error) from error
     if not isinstance(made, Worker):
         raise ConfigurationError(f"{target} returned a {type(made).__name__} in place of a Worker.")
     return made
+
+
+def _of_theirs(what: str, error: Exception) -> Exception:
+    """What the user's own code raised, with the way to it: it is no fault of ours."""
+    from blackboard.errors import ConfigurationError
+
+    # Without the frames of ours that lead to it.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    frames = [frame for frame in frames if "importlib" not in frame.filename]
+    if frames:
+        logging.getLogger("blackboard.worker").error(
+            "what failed:\n%s", "".join(traceback.format_list(frames)).rstrip()
+        )
+    return ConfigurationError(f"{what} {type(error).__name__}: {error}")
 
 
 def _load(target: str) -> object:
@@ -185,10 +205,12 @@ def _load(target: str) -> object:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise
+            raise _of_theirs(f"The module {module} cannot be imported:", error) from error
         raise ConfigurationError(
             f"There is no module {error.name!r}; it is looked for in {here} and among the installed ones."
         ) from None
+    except Exception as error:
+        raise _of_theirs(f"The module {module} cannot be imported:", error) from error
     for name in path.split("."):
         try:
             found = getattr(found, name)

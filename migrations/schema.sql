@@ -1612,8 +1612,9 @@ BEGIN
     IF FOUND THEN
         RETURN;
     END IF;
-    PERFORM blackboard.live_lease(p_lease_id);
+    -- First, so that nothing is claimed under a lease that lapses with this very look.
     PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
     SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
@@ -1672,8 +1673,9 @@ BEGIN
     IF FOUND THEN
         RETURN;
     END IF;
-    PERFORM blackboard.live_lease(p_lease_id);
+    -- First, so that nothing is claimed under a lease that lapses with this very look.
     PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
     SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
@@ -1798,8 +1800,8 @@ BEGIN
     IF FOUND THEN
         RETURN;
     END IF;
-    PERFORM blackboard.live_lease(p_lease_id);
     PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
     FOR v_session_id IN
         SELECT s.id
         FROM unnest(p_session_ids) w (id),
@@ -5433,7 +5435,7 @@ CREATE FUNCTION blackboard.log_odds(p_confidence double precision) RETURNS doubl
     AS $$ SELECT pg_catalog.ln(p_confidence / (1 - p_confidence)) $$;
 
 CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[]) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval)
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -5446,6 +5448,14 @@ DECLARE
     v_now timestamptz := blackboard.now();
     v_capabilities text[] := p_capabilities || ''::text;
 BEGIN
+    -- Who only looks is often the only one who is there.
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
+      AND least(t.expires_at, t.fallback_at) <= v_now
+    ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.tend_leases();
+    END IF;
     RETURN QUERY
     SELECT s.id, s.status,
            s.status = 'active' AND (
@@ -8606,6 +8616,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
+    -- Somebody may have looked since; that is no clock that went back.
+    v_now := blackboard.now();
     v_grace := greatest(v_state.grace_from, pg_postmaster_start_time());
     IF v_now - v_state.checked_at > interval '10 seconds' THEN
         v_grace := v_now;

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -169,6 +170,16 @@ async def session(board: Blackboard) -> Session:
     return await board.start(f"session-{uuid.uuid4().hex[:8]}", goal="a test")
 
 
+@pytest.fixture
+async def steady(database_url: str, session: Session) -> AsyncIterator[Session]:
+    """The session as a process has it whose lease outlives every move of the clock and whose heartbeat beats but once.
+
+    Who joins through it is the only one that looks after the leases: what a claim finds, the claim itself has freed.
+    """
+    async with Blackboard.open(database_url, actor="tester", lease_term=timedelta(hours=24)) as opened:
+        yield await opened.session(session.id)
+
+
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 
 
@@ -226,18 +237,49 @@ class Clock:
         self._offset = timedelta()
 
     async def advance(self, by: timedelta, *, gap: bool = False) -> None:
-        """It is later by ``by``. Unless ``gap``, somebody looked after the leases all the while."""
+        """It is later by ``by``. Unless ``gap``, somebody looked after the leases all the while.
+
+        No heartbeat sees only half of that: the first beats of this process came before, and no beat that knows only
+        the earlier time comes after.
+        """
+        await self._first_beats()
         self._offset += by
         seconds = self._offset.total_seconds()
         await self._connection.execute(
             "CREATE OR REPLACE FUNCTION blackboard.now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE "
             f"AS $$ SELECT pg_catalog.clock_timestamp() + interval '{seconds} seconds' $$"
         )
+        await self._earlier_beats()
         if not gap:
             await self._connection.execute(
                 "UPDATE blackboard.liveness SET checked_at = blackboard.now() - interval '2 seconds', "
                 "grace_from = '-infinity'"
             )
+
+    async def _first_beats(self) -> None:
+        # A heartbeat beats as soon as it starts, beside whatever comes next: in the moved time it would renew what is
+        # to lapse, or be looking already when a claim is to look. A beat names its lease, and is one transaction.
+        await eventually(
+            lambda: self._connection.fetchval(
+                """SELECT NOT EXISTS (
+                       SELECT FROM blackboard.leases l
+                       WHERE l.host = $1 AND l.pid = $2 AND l.lapsed_at IS NULL AND NOT EXISTS (
+                           SELECT FROM pg_stat_activity a
+                           WHERE a.datname = current_database() AND a.state = 'idle'
+                             AND a.query LIKE format('%%renew_lease(CAST(%L%%', l.id)))""",
+                socket.gethostname(), os.getpid(),
+            )
+        )  # fmt: skip
+
+    async def _earlier_beats(self) -> None:
+        moved_at = await self._connection.fetchval("SELECT pg_catalog.clock_timestamp()")
+        await eventually(
+            lambda: self._connection.fetchval(
+                "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'blackboard heartbeat' AND xact_start <= $1)",
+                moved_at,
+            )
+        )
 
     async def restore(self) -> None:
         """Time is real again."""
@@ -251,7 +293,7 @@ class Clock:
 async def clock(database_url: str) -> AsyncIterator[Clock]:
     """Moves the board's time without sleeping."""
     connection = await asyncpg.connect(database_url)
-    moved = Clock(cast("asyncpg.Connection[asyncpg.Record]", connection))
+    moved = Clock(connection)
     yield moved
     await moved.restore()
     await connection.close(timeout=2)

@@ -146,3 +146,41 @@ def test_dead_letters(cli: Cli, open_session: Session):
     assert cli("task", "show", ids[2], "--json").json["error"]["message"] == "gone"
     assert cli("deadletter", "discard", ids[0], "--json", code=exits.REFUSED).error["code"] == "invalid_transition"
     assert cli("deadletter", "redrive", "--all", "--json").json == [ids[3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import blackboard.nosuch\n", "The module broken_app cannot be imported: ModuleNotFoundError: "),
+        ("1 / 0\n", "The module broken_app cannot be imported: ZeroDivisionError: division by zero"),
+        ("def make(board):\n    raise KeyError('TOKEN')\n", "broken_app:make raised KeyError: 'TOKEN'"),
+        ("async def make(board):\n    raise KeyError('TOKEN')\n", "broken_app:make raised KeyError: 'TOKEN'"),
+    ],
+)
+def test_what_the_module_itself_raises_is_no_fault_of_ours(
+    cli: Cli,
+    open_session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    said: str,
+):
+    (tmp_path / "broken_app.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    try:
+        stderr = cli("worker", "broken_app:make", "--drain", code=exits.INVALID).stderr
+    finally:
+        sys.modules.pop("broken_app", None)
+        while str(tmp_path) in sys.path:
+            sys.path.remove(str(tmp_path))
+    assert f"Error: {said}" in stderr
+    assert "fault of ours" not in stderr
+    assert 'broken_app.py", line ' in caplog.text
+    assert "importlib" not in caplog.text
+
+
+def test_a_part_of_an_id_that_is_no_dead_letter_says_so(cli: Cli, open_session: Session):
+    task = open_session.tasks.add("t")
+    message = cli("deadletter", "show", task.id.hex[-8:], code=exits.NOT_FOUND).stderr
+    assert message.startswith("Error: No dead letter in this session has an id like")

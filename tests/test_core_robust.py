@@ -24,8 +24,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 @pytest.fixture
-async def agent(session: Session) -> Agent:
-    return await session.join("ops/worker")
+async def agent(steady: Session) -> Agent:
+    return await steady.join("ops/worker")
 
 
 async def refused(db: Connection, sql: str, *args: Any) -> asyncpg.PostgresError:

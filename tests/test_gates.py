@@ -21,8 +21,8 @@ SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
-async def agent(session: Session) -> Agent:
-    return await session.join("ops/worker", capabilities=["call", "investigate"])
+async def agent(steady: Session) -> Agent:
+    return await steady.join("ops/worker", capabilities=["call", "investigate"])
 
 
 async def kinds(session: Session, subject: uuid.UUID | None = None) -> list[str]:

@@ -22,8 +22,8 @@ SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
-async def agent(session: Session) -> Agent:
-    return await session.join("ops/worker", capabilities=["call", "investigate"])
+async def agent(steady: Session) -> Agent:
+    return await steady.join("ops/worker", capabilities=["call", "investigate"])
 
 
 async def kinds(session: Session, subject: uuid.UUID | None = None) -> list[str]:
@@ -134,6 +134,19 @@ async def test_what_was_not_started_in_time_is_cancelled(session: Session, agent
     assert await kinds(session, added.id) == ["task.created", "task.cancelled"]
     with pytest.raises(InvalidInput):
         await session.tasks.add("t", expires_at=datetime(2030, 1, 1))
+
+
+async def test_who_only_looks_tends_what_is_due(session: Session, agent: Agent, clock: Clock, db: Connection) -> None:
+    waiting = await session.join("ops/specialist")
+    late = await session.tasks.add("t", run_at=datetime.now(UTC) + timedelta(days=1), fallback=None,
+                                   expires_at=datetime.now(UTC) + timedelta(minutes=1))  # fmt: skip
+    left = await session.tasks.add("t", assigned_to=waiting.id, fallback=timedelta(minutes=2))
+    look = "SELECT ready FROM blackboard.look_for_tasks(ARRAY[$1::uuid], $2, '{}')"
+    assert await db.fetchval(look, session.id, agent.id) is False
+    await clock.advance(timedelta(minutes=2))
+    assert await db.fetchval(look, session.id, agent.id) is True
+    assert (await session.tasks.get(late.id)).status == "cancelled"
+    assert (await session.tasks.get(left.id)).status == "pending"
 
 
 async def test_an_expired_task_is_not_claimed_even_before_it_is_swept(

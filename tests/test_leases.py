@@ -25,8 +25,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 @pytest.fixture
-async def agent(session: Session) -> Agent:
-    return await session.join("ops/worker")
+async def agent(steady: Session) -> Agent:
+    return await steady.join("ops/worker")
 
 
 async def hold(
@@ -69,6 +69,26 @@ async def test_work_of_a_silent_process_goes_to_the_next_claim(
     assert types == [
         "task.created", "task.assigned", "task.lapsed", "task.assigned", "task.result_refused", "task.completed",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["claim_tasks", "claim_task", "claim_tasks_across"])
+async def test_nothing_is_claimed_under_a_lease_that_lapses_with_the_claims_own_look(
+    session: Session, agent: Agent, db: Connection, clock: Clock, verb: str
+) -> None:
+    lease_id = uuid.uuid4()
+    await db.execute("SELECT blackboard.start_lease($1, 'elsewhere', 1, interval '30 seconds')", lease_id)
+    added = await session.tasks.add("t")
+    await clock.advance(timedelta(seconds=31))
+    sql = {
+        "claim_tasks": "claim_tasks($1, 'ops/silent', '{}', $2, gen_random_uuid(), 1)",
+        "claim_task": f"claim_task($1, '{added.id}', 'ops/silent', $2, gen_random_uuid())",
+        "claim_tasks_across": "claim_tasks_across(ARRAY[$1::uuid], 'ops/silent', '{}', $2, gen_random_uuid(), 1, 1)",
+    }[verb]
+    with pytest.raises(asyncpg.PostgresError) as lost:
+        await db.fetch(f"SELECT * FROM blackboard.{sql}", session.id, lease_id)
+    assert lost.value.sqlstate == "BB006"
+    [task] = await agent.tasks.claim()
+    assert (task.id, task.attempt) == (added.id, 1), "no attempt was burnt"
 
 
 async def test_an_owner_that_is_late_but_not_yet_lapsed_keeps_its_work(
@@ -182,7 +202,8 @@ async def test_the_heartbeat_keeps_a_lease_longer_than_its_term(
     assert (await session.tasks.get(task.id)).result == "still mine"
 
 
-async def test_kill_9_of_a_real_process(session: Session, agent: Agent, database_url: str) -> None:
+async def test_kill_9_of_a_real_process(session: Session, database_url: str) -> None:
+    agent = await session.join("ops/worker")
     added = await session.tasks.add("t")
     program = textwrap.dedent(
         """

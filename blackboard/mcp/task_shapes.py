@@ -90,7 +90,12 @@ class TaskInput(Item):
 
 
 class ClaimResult(Result):
-    """What claim_task answers."""
+    """What claim_task answers.
+
+    Attributes:
+        inputs: what the tasks that it depended on have produced.
+        bound_inputs: what it reads as a stage of a flow, by name; null for what was not given.
+    """
 
     notice: str = NOTICE
     claimed: bool
@@ -98,6 +103,7 @@ class ClaimResult(Result):
     token: str | None = None
     deadline_at: str | None = None
     inputs: tuple[TaskInput, ...] = ()
+    bound_inputs: dict[str, Any] = Field(default_factory=dict[str, Any])
     cut: bool = False
     counts: dict[str, int] = Field(default_factory=dict[str, int])
 

@@ -124,7 +124,13 @@ async def _claim_answer(call: Call, agent: Agent, task: TaskRecord, room: int) -
     # Half for what is asked, half for what it builds on; cut where it does not fit.
     parameters = _fitted(task.parameters, room // 2)
     inputs = [one.model_copy(update={"result": _fitted(one.result, room // 2 // len(found))}) for one in found]
-    cut = parameters is not task.parameters or any(a.result is not b.result for a, b in zip(found, inputs, strict=True))
+    given = await agent.session.flows.inputs(task)
+    bound = {name: _fitted(value, room // 2 // len(given)) for name, value in given.items()}
+    cut = (
+        parameters is not task.parameters
+        or any(a.result is not b.result for a, b in zip(found, inputs, strict=True))
+        or any(bound[name] is not value for name, value in given.items())
+    )
     limit = (
         f"The attempt must be completed before {moment(task.deadline_at)}, else it counts as failed."
         if task.deadline_at is not None
@@ -134,6 +140,8 @@ async def _claim_answer(call: Call, agent: Agent, task: TaskRecord, room: int) -
     lines.append(shown(parameters, room))
     if task.error is not None:
         lines += ["an earlier attempt failed with:", shown(task.error, _ERROR_LIMIT)]
+    for name, value in bound.items():
+        lines += [f"input {quoted(name)}:", shown(value, room)]
     for one in inputs:
         lines += [f"result of task {one.task_id} ({quoted(one.type)}, {one.status}):", shown(one.result, room)]
     text = "\n".join(
@@ -157,6 +165,7 @@ async def _claim_answer(call: Call, agent: Agent, task: TaskRecord, room: int) -
             token=token,
             deadline_at=moment(task.deadline_at),
             inputs=tuple(inputs),
+            bound_inputs=bound,
             cut=cut,
         ),
         f"the work; then {names['complete_task']} with task_id, token and result. If it cannot be done, "

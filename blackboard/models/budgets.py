@@ -136,7 +136,7 @@ class Reservation(Record):
     settled_at: UtcDatetime | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Spending:
     """What ``agent.budgets.spend`` hands out: set what was really spent; what stays None is settled as reserved.
 

@@ -43,7 +43,8 @@ class Stage(NewTask):
     Attributes:
         name: unique in its flow; 1 to 100 characters without white space and dots, and not ``inputs``.
         after: the stages that come before, by name or as ``After``.
-        join: how many of them must succeed: ``all``, ``any`` (one) or a number.
+        join: how many of them must succeed for this one to run: ``all``, ``any`` (one) or a number. That the others
+            failed is still told by the flow's status.
         inputs: what the stage reads: name → ``stage``, ``stage.path.to.it``, an output's name, or ``inputs.x`` of the
             flow; each from a stage that comes before it.
         output: the name under which its result is an output of the flow.

@@ -16,7 +16,11 @@ __all__ = ["FlowProgress", "FlowRecord", "FlowStatus", "FlowSummary", "StageReco
 
 
 class FlowStatus(StrEnum):
-    """Where a flow stands."""
+    """Where a flow stands.
+
+    ``completed`` means that no stage failed. A flow in which one did ends ``failed``, also where an edge or a k-of-n
+    join let the others go on to the end: its stages and outputs tell what came of it.
+    """
 
     RUNNING = "running"
     PAUSED = "paused"

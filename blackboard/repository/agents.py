@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from ..errors import NotFound
+from ..errors import InvalidInput, NotFound
 from ..jsonable import check_text, dump_json
 from ..models.agents import AgentRecord
 from ..store.statements import statements
@@ -47,6 +47,9 @@ class Agents(Repository):
             NotFound: no such session.
             SessionClosed: the session is over.
         """
+        if isinstance(capabilities, str):
+            # Text is a sequence too: of letters, none of which any task ever needs.
+            raise InvalidInput(f"capabilities is a list of names: write [{capabilities!r}].", field="capabilities")
         row = await self._executor.fetch_one(
             _SQL["join_session"],
             session_id=self._scope.session_id,

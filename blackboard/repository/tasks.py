@@ -62,6 +62,9 @@ class Tasks(TaskClaims, DeadLetters, TaskGates):
     async def redrive(self, task_id: UUID | str) -> TaskRecord:
         """The failed or dead task is ready again, with its attempts counted anew.
 
+        What was cancelled because it failed stays cancelled: tasks that depended on it, and the later stages of its
+        flow.
+
         Raises:
             InvalidTransition: it is neither failed nor dead.
             NotFound: no such task.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..models.events import Event, EventPage
     from ..models.findings import Evidence
     from ..models.flow_plans import After, Stage, fork_join, parallel, sequential
-    from ..models.tasks import Dependency, NewTask, TaskRecord, TaskStatus
+    from ..models.tasks import Dependency, NewTask, TaskRecord, TaskStatus, Unique
     from ..settings import Settings
     from ..store.embedded import EmbeddedServer
     from .board import Agent, Blackboard, BoundBlackboard, Session
@@ -41,6 +41,7 @@ __all__ = [
     "Stage",
     "TaskRecord",
     "TaskStatus",
+    "Unique",
     "fork_join",
     "parallel",
     "sequential",
@@ -66,6 +67,7 @@ _HOMES = {
     "Stage": "blackboard.models.flow_plans",
     "TaskRecord": "blackboard.models.tasks",
     "TaskStatus": "blackboard.models.tasks",
+    "Unique": "blackboard.models.tasks",
     "fork_join": "blackboard.models.flow_plans",
     "parallel": "blackboard.models.flow_plans",
     "sequential": "blackboard.models.flow_plans",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 __all__ = ["Blocking", "BlockingContext", "call"]
 
 _T = TypeVar("_T")
+
+_HANDLES = ("blackboard.board", "blackboard.handles", "blackboard.repository")
+_END: Any = object()
 
 
 def call(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T]) -> _T:
@@ -20,7 +23,9 @@ def call(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T]) -> _T:
 
 
 class Blocking:
-    """Stands for a handle: its coroutine methods block, the repositories that it carries do so too.
+    """Stands for a handle: what is awaited, entered or iterated asynchronously there blocks here.
+
+    The same holds for the repositories that it carries and for the handles that its methods return.
 
     ::
 
@@ -38,16 +43,25 @@ class Blocking:
         found = getattr(self._target, name)
         if inspect.isroutine(found):
             return self._blocking(found)
-        if type(found).__module__.startswith(("blackboard.board", "blackboard.handles", "blackboard.repository")):
-            return Blocking(found, self._loop)
-        return found
+        return self._stand_in(found)
 
     def _blocking(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             found = function(*args, **kwargs)
-            return call(self._loop, _awaited(found)) if inspect.isawaitable(found) else found
+            if inspect.isawaitable(found):
+                return self._stand_in(call(self._loop, _awaited(found)))
+            if isinstance(found, AbstractAsyncContextManager):
+                return BlockingContext(cast("Any", found), self._loop, self._stand_in)
+            if isinstance(found, AsyncGenerator):
+                return _each(cast("Any", found), self._loop)
+            return self._stand_in(found)
 
         return run
+
+    def _stand_in(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._stand_in(one) for one in cast("list[Any]", value)]
+        return Blocking(value, self._loop) if type(value).__module__.startswith(_HANDLES) else value
 
 
 class BlockingContext(AbstractContextManager[_T], Generic[_T]):
@@ -67,6 +81,14 @@ class BlockingContext(AbstractContextManager[_T], Generic[_T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return call(self._loop, self._manager.__aexit__(kind, error, trace))
+
+
+def _each(source: AsyncGenerator[_T], loop: asyncio.AbstractEventLoop) -> Generator[_T]:
+    try:
+        while (found := call(loop, _awaited(anext(source, _END)))) is not _END:
+            yield found
+    finally:
+        call(loop, _awaited(source.aclose()))
 
 
 async def _awaited(awaitable: Any) -> Any:

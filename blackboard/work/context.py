@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..board import Agent, BoundBlackboard, Session
     from ..sync import Agent as BlockingAgent
+    from ..sync import BoundBlackboard as BoundBlockingBlackboard
     from ..sync import Session as BlockingSession
     from .core import Core, Lane
     from .handlers import Handler
@@ -188,7 +189,7 @@ class TaskTransaction:
     """A transaction that a task can be completed in.
 
     Attributes:
-        connection: for statements of your own.
+        connection: for statements of your own; for savepoints, execute ``SAVEPOINT`` and ``ROLLBACK TO`` on it.
         board: handles on this connection.
         agent: the worker's agent on this connection.
         completed: whether ``complete`` was called.
@@ -299,6 +300,7 @@ class BlockingTaskTransaction:
 
     Attributes:
         connection: for statements of your own: the coroutine methods of an asyncpg connection, which block here.
+        board: handles on this connection.
         agent: the worker's agent on this connection.
     """
 
@@ -307,7 +309,13 @@ class BlockingTaskTransaction:
         self._tx = tx
         self._loop = loop
         self.connection: Any = Blocking(tx.connection, loop)
+        self.board: BoundBlockingBlackboard = cast("Any", Blocking(tx.board, loop))
         self.agent: BlockingAgent = cast("Any", Blocking(tx.agent, loop))
+
+    @property
+    def completed(self) -> bool:
+        """Whether ``complete`` was called."""
+        return self._tx.completed
 
     def complete(self, result: Any = None) -> None:
         """As ``TaskTransaction.complete``.

@@ -49,6 +49,7 @@ class Outbox:
         self._completed: list[TaskContext] = []
         self._failed: list[_Failure] = []
         self._released: list[_Release] = []
+        self._late: list[TaskContext] = []
         self._wake = asyncio.Event()
         self._lingering: asyncio.Future[None] | None = None
         self._writing = 0
@@ -63,6 +64,12 @@ class Outbox:
         waiting, most = len(self._completed), self._core.max_batch
         if waiting in (1, most):
             self._nudge(full=waiting == most)
+
+    def hand_in_late(self, ctx: TaskContext, result: str) -> None:
+        """What the task's handler made of it after it was taken away is about to be kept aside (``late_results``)."""
+        ctx.result = result
+        self._late.append(ctx)
+        self._nudge()
 
     def fail(self, ctx: TaskContext, error: BaseException | str | dict[str, Any], *, outcome: str = "retry") -> None:
         """The attempt is about to fail: ``retry`` by policy, or ``dead`` or ``failed`` at once."""
@@ -82,12 +89,12 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether everything was written and answered."""
-        return not (self._completed or self._failed or self._released or self._writing)
+        return not self.backlog
 
     @property
     def backlog(self) -> int:
         """How many outcomes wait to be written."""
-        return len(self._completed) + len(self._failed) + len(self._released) + self._writing
+        return len(self._completed) + len(self._failed) + len(self._released) + len(self._late) + self._writing
 
     def idle(self) -> None:
         """Nothing more is coming for now: what is there is written at once."""
@@ -129,17 +136,25 @@ class Outbox:
         if self._completed:
             batch, self._completed = self._completed[:most], self._completed[most:]
             self._writing = len(batch)
-            try:
-                for group in _by_lane(await self._complete_across(batch)):
-                    await self._insist(group, group, self._write_completed)
-            finally:
-                self._writing = 0
+            await self._write_by_lane(await self._complete_across(batch))
         if self._failed:
             failed, self._failed = self._failed[:most], self._failed[most:]
             await self._write(failed, self._write_failed)
         if self._released:
             released, self._released = self._released[:most], self._released[most:]
             await self._write(released, self._write_released)
+        if self._late and not self._failed:
+            # After what took the tasks away, else they would still count.
+            late, self._late = self._late[:most], self._late[most:]
+            await self._write_by_lane(late)
+
+    async def _write_by_lane(self, batch: list[TaskContext]) -> None:
+        self._writing = len(batch)
+        try:
+            for group in _by_lane(batch):
+                await self._insist(group, group, self._write_completed)
+        finally:
+            self._writing = 0
 
     async def _write(self, batch: Sequence[Any], write: Any) -> None:
         self._writing = len(batch)

@@ -19,7 +19,9 @@ class RetryPolicy:
     """How often a type of task is tried, and how long it waits in between.
 
     Attributes:
-        max_attempts: failed attempts after which it is dead, 1 to 1000.
+        max_attempts: failed attempts after which it is dead, 1 to 1000. An attempt whose process died is counted by
+            the board, which knows the task's own number only: for what must not be tried twice, add it with
+            ``max_attempts=1`` as well.
         delay: before the second attempt.
         factor: by which the delay grows with each failure; 1 keeps it.
         max_delay: which the delay never exceeds, jitter aside.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from contextvars import Context, copy_context
 from datetime import timedelta
@@ -177,6 +178,7 @@ class Slots:
 
     def _returned(self, ctx: TaskContext, value: Any) -> None:
         if ctx.settled:
+            self._returned_late(ctx, value)
             return
         if isinstance(value, Signal):
             self._signalled(ctx, value)
@@ -196,6 +198,12 @@ class Slots:
             self._failed(ctx, error)
             return
         self._core.outbox.complete(ctx, text)
+
+    def _returned_late(self, ctx: TaskContext, value: Any) -> None:
+        """What a handler still made of a task that was taken from it is handed in, refused, and so kept aside."""
+        if ctx.reason in {"timeout", "lease_lost"} and value is not None and not isinstance(value, Signal):
+            with contextlib.suppress(InvalidInput):
+                self._core.outbox.hand_in_late(ctx, dump_json(value, "result"))
 
     def _signalled(self, ctx: TaskContext, signal: Signal) -> None:
         if ctx.settled:
@@ -218,8 +226,8 @@ class Slots:
             self._interrupted(ctx, error)
             return
         if isinstance(error, Exception):
-            # What an exception says may be no text that a log's file or a terminal takes.
-            said = str(error).encode("utf-8", "backslashreplace").decode()
+            # What an exception says may be no text that a log's file or a terminal takes, or one that deceives them.
+            said = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(error))
             log.warning("%r failed: %s: %s", ctx, type(error).__name__, said)
         self._core.outbox.fail(ctx, error)
 

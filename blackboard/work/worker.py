@@ -97,6 +97,8 @@ class Worker:
         given = list(sessions) if isinstance(sessions, (list, tuple)) else [sessions]
         if not given:
             raise InvalidInput("A worker needs a session to take tasks from.", field="sessions")
+        if isinstance(capabilities, str):
+            raise InvalidInput(f"capabilities is a list of names: write [{capabilities!r}].", field="capabilities")
         self._board = board
         self._sessions: list[Any] = given
         self._agent_id = agent_id

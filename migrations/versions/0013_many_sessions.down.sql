@@ -4,6 +4,155 @@ DROP FUNCTION blackboard.join_sessions(uuid[], text, text[], uuid);
 DROP FUNCTION blackboard.complete_tasks_across(uuid[], uuid[], uuid[], integer[], jsonb[], text);
 DROP FUNCTION blackboard.claim_tasks_across(uuid[], text, text[], uuid, uuid, integer, integer);
 
+CREATE OR REPLACE FUNCTION blackboard.tend_leases(p_limit integer DEFAULT 200) RETURNS integer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_state blackboard.liveness;
+    v_grace timestamptz;
+    v_swept integer := 0;
+BEGIN
+    -- An older snapshot knows nothing of what was renewed since, and would only collide.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
+    -- Whoever has counters locked (it has just ended a task) waits for no lease, no task and no further counter.
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_state FROM blackboard.liveness;
+    IF v_state.checked_at > v_now - interval '1 second' AND v_state.checked_at <= v_now AND NOT v_state.unswept THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_state FROM blackboard.liveness FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    v_grace := greatest(v_state.grace_from, pg_postmaster_start_time());
+    IF v_now - v_state.checked_at > interval '10 seconds' THEN
+        v_grace := v_now;
+    END IF;
+    IF v_state.checked_at > v_now THEN
+        -- The clock went back: nobody is owed more than one term from now.
+        v_grace := least(v_grace, v_now);
+        UPDATE blackboard.leases SET expires_at = v_now + term, suspected_at = NULL
+        WHERE lapsed_at IS NULL AND expires_at > v_now + term;
+    END IF;
+    UPDATE blackboard.liveness SET checked_at = v_now, grace_from = v_grace;
+    BEGIN
+        UPDATE blackboard.leases SET lapsed_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND pg_postmaster_start_time() + term < v_now
+          AND (v_grace + term < v_now OR suspected_at + term < v_now);
+        UPDATE blackboard.leases SET suspected_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND suspected_at IS NULL;
+        IF v_state.repaired_at < v_now - interval '15 seconds' OR v_state.repaired_at > v_now THEN
+            PERFORM blackboard.repair_leases();
+            UPDATE blackboard.liveness SET repaired_at = v_now;
+        END IF;
+        v_swept := blackboard.sweep_leases(p_limit);
+        IF current_setting('blackboard.slots', true) IS DISTINCT FROM 'locked' THEN
+            v_swept := v_swept + blackboard.sweep_waiting(p_limit);
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
+        RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
+        v_swept := 0;
+    END;
+    UPDATE blackboard.liveness SET unswept = v_swept >= p_limit WHERE unswept <> (v_swept >= p_limit);
+    RETURN v_swept;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.claim_task(
+    p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid, p_claim_id uuid
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_gated boolean;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.status = 'running';
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.live_lease(p_lease_id);
+    PERFORM blackboard.tend_leases();
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    IF v_gated THEN
+        IF NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+            RETURN;
+        END IF;
+        v_now := blackboard.now();
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = p_id
+          AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout,
+        progress = NULL, limited = v_gated
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.look_for_tasks(
+    p_session_ids uuid[], p_agent_id text, p_capabilities text[]
+) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_capabilities text[] := p_capabilities || ''::text;
+BEGIN
+    RETURN QUERY
+    SELECT s.id, s.status,
+           s.status = 'active' AND (
+               CASE WHEN f.floors IS NULL OR s.gated THEN
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.status = 'pending' LIMIT 1) p
+                           WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
+               ELSE
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability), generate_series(0, 10) q (priority),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.priority = q.priority::smallint AND t.status = 'pending'
+                                          AND t.position > coalesce(
+                                              (f.floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                                        ORDER BY t.position LIMIT 1) p)
+               END
+               OR EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+               -- A slot is free, and tasks are held that it was not given to.
+               OR (s.gated AND blackboard.slots_left(s.id))),
+           CASE WHEN s.status = 'active' THEN least(
+                    (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
+                     WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
+                    -- What lies below a floor is looked at again when its time is over.
+                    f.until - v_now) END
+    FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
+    LEFT JOIN LATERAL blackboard.floors(s.id) f ON true;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION blackboard.history_tasks_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

@@ -420,6 +420,74 @@ BEGIN
 END
 $$;
 
+-- ----------------------------------------------------------------------------------------------------------- leases
+
+-- At most once a second, by whoever comes by: lapses what expired and sweeps what lapsed, a bounded number at a time.
+-- A lapse is one terminal step. Nothing lapses within one term of the server's start, or of the end of a gap in which
+-- nobody looked (then perhaps nobody could renew either). Where looks are always that rare, a lease lapses one term
+-- after it was first seen expired.
+CREATE OR REPLACE FUNCTION blackboard.tend_leases(p_limit integer DEFAULT 200) RETURNS integer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_state blackboard.liveness;
+    v_grace timestamptz;
+    v_swept integer := 0;
+BEGIN
+    -- An older snapshot knows nothing of what was renewed since, and would only collide.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
+    -- Whoever has counters locked (it has just ended a task) waits for no lease, no task and no further counter.
+    IF current_setting('blackboard.slots', true) = 'locked' THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_state FROM blackboard.liveness;
+    IF v_state.checked_at > v_now - interval '1 second' AND v_state.checked_at <= v_now AND NOT v_state.unswept THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_state FROM blackboard.liveness FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    -- Somebody may have looked since; that is no clock that went back.
+    v_now := blackboard.now();
+    v_grace := greatest(v_state.grace_from, pg_postmaster_start_time());
+    IF v_now - v_state.checked_at > interval '10 seconds' THEN
+        v_grace := v_now;
+    END IF;
+    IF v_state.checked_at > v_now THEN
+        -- The clock went back: nobody is owed more than one term from now.
+        v_grace := least(v_grace, v_now);
+        UPDATE blackboard.leases SET expires_at = v_now + term, suspected_at = NULL
+        WHERE lapsed_at IS NULL AND expires_at > v_now + term;
+    END IF;
+    UPDATE blackboard.liveness SET checked_at = v_now, grace_from = v_grace;
+    BEGIN
+        UPDATE blackboard.leases SET lapsed_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND pg_postmaster_start_time() + term < v_now
+          AND (v_grace + term < v_now OR suspected_at + term < v_now);
+        UPDATE blackboard.leases SET suspected_at = v_now
+        WHERE lapsed_at IS NULL AND expires_at < v_now AND suspected_at IS NULL;
+        IF v_state.repaired_at < v_now - interval '15 seconds' OR v_state.repaired_at > v_now THEN
+            PERFORM blackboard.repair_leases();
+            UPDATE blackboard.liveness SET repaired_at = v_now;
+        END IF;
+        v_swept := blackboard.sweep_leases(p_limit);
+        IF current_setting('blackboard.slots', true) IS DISTINCT FROM 'locked' THEN
+            v_swept := v_swept + blackboard.sweep_waiting(p_limit);
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        -- Whoever came by wanted something else, and one row that cannot be swept must not stop the whole board.
+        RAISE WARNING 'blackboard.tend_leases: % (%)', SQLERRM, SQLSTATE;
+        v_swept := 0;
+    END;
+    UPDATE blackboard.liveness SET unswept = v_swept >= p_limit WHERE unswept <> (v_swept >= p_limit);
+    RETURN v_swept;
+END
+$$;
+
 -- ----------------------------------------------------------------------------------------------------------- claims
 
 -- Claims up to p_limit ready tasks for the agent: first those assigned to it, then by priority, then by position.
@@ -461,8 +529,9 @@ BEGIN
     IF FOUND THEN
         RETURN;
     END IF;
-    PERFORM blackboard.live_lease(p_lease_id);
+    -- First, so that nothing is claimed under a lease that lapses with this very look.
     PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
     SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
     IF NOT FOUND THEN
         PERFORM blackboard.open_session(p_session_id);
@@ -556,6 +625,109 @@ BEGIN
 END
 $$;
 
+-- Claims one task by id, if it is ready and either for anyone or for this agent; no row otherwise. Repeating the call
+-- with the same p_claim_id returns the row again.
+CREATE OR REPLACE FUNCTION blackboard.claim_task(
+    p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid, p_claim_id uuid
+) RETURNS SETOF blackboard.tasks
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_gated boolean;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.status = 'running';
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    -- First, so that nothing is claimed under a lease that lapses with this very look.
+    PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    IF v_gated THEN
+        IF NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+            RETURN;
+        END IF;
+        v_now := blackboard.now();
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = p_id
+          AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout,
+        progress = NULL, limited = v_gated
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+END
+$$;
+
+-- One look at many sessions: whether there is something that the agent could claim, and in how long the next
+-- scheduled task is due or what lies below a floor is to be looked at (NULL: none). Must use tasks_ready, tasks_assigned,
+-- tasks_scheduled and tasks_timers.
+CREATE OR REPLACE FUNCTION blackboard.look_for_tasks(
+    p_session_ids uuid[], p_agent_id text, p_capabilities text[]
+) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_capabilities text[] := p_capabilities || ''::text;
+BEGIN
+    -- Who only looks is often the only one who is there.
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
+      AND least(t.expires_at, t.fallback_at) <= v_now
+    ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.tend_leases();
+    END IF;
+    RETURN QUERY
+    SELECT s.id, s.status,
+           s.status = 'active' AND (
+               CASE WHEN f.floors IS NULL OR s.gated THEN
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.status = 'pending' LIMIT 1) p
+                           WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
+               ELSE
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability), generate_series(0, 10) q (priority),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.priority = q.priority::smallint AND t.status = 'pending'
+                                          AND t.position > coalesce(
+                                              (f.floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                                        ORDER BY t.position LIMIT 1) p)
+               END
+               OR EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+               -- A slot is free, and tasks are held that it was not given to.
+               OR (s.gated AND blackboard.slots_left(s.id))),
+           CASE WHEN s.status = 'active' THEN least(
+                    (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
+                     WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
+                    -- What lies below a floor is looked at again when its time is over.
+                    f.until - v_now) END
+    FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
+    LEFT JOIN LATERAL blackboard.floors(s.id) f ON true;
+END
+$$;
+
 -- As claim_tasks, from several sessions, p_share at most from each, in their order until p_limit is reached.
 -- Sessions in which more is to be done than to take what is ready are left to claim_tasks: those with limits or pauses of
 -- types and capabilities, with scheduled tasks that are due, with tasks assigned to this agent, under a held snapshot.
@@ -591,8 +763,8 @@ BEGIN
     IF FOUND THEN
         RETURN;
     END IF;
-    PERFORM blackboard.live_lease(p_lease_id);
     PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
     FOR v_session_id IN
         SELECT s.id
         FROM unnest(p_session_ids) w (id),

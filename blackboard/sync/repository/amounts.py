@@ -23,6 +23,8 @@ __all__ = [
     "reservation_of",
 ]
 
+_PLACES = 12
+
 Amount = float | Decimal
 """Tokens, calls, seconds or money. Money is better given as a Decimal or a whole number."""
 
@@ -109,10 +111,10 @@ def as_amounts(given: Mapping[str, Amount | None]) -> dict[str, Decimal]:
 
 
 def as_amount(value: Amount, field: str) -> Decimal:
-    """``value`` as an exact number; a float is what it prints as, so that 0.1 is a tenth.
+    """``value`` as an exact number; a float is what it prints as, to 12 decimal places, so that 0.1 is a tenth.
 
     Raises:
-        InvalidInput: it is none from 0 to 1e15 with at most 12 decimal places; names ``field``.
+        InvalidInput: it is none from 0 to 1e15, or a Decimal of more than 12 decimal places; names ``field``.
     """
     try:
         number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
@@ -120,7 +122,10 @@ def as_amount(value: Amount, field: str) -> Decimal:
         raise InvalidInput(f"{field} must be a number, got {value!r:.40}.", field=field) from None
     if not number.is_finite() or not 0 <= number <= 10**15:
         raise InvalidInput(f"{field} must be between 0 and 1e15, got {number}.", field=field)
+    if isinstance(value, float):
+        # What was computed, tokens times a price, has more places than anybody meant.
+        number = round(number, _PLACES)
     exponent = number.normalize().as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -12:
-        raise InvalidInput(f"{field} has more than 12 decimal places.", field=field)
+    if isinstance(exponent, int) and exponent < -_PLACES:
+        raise InvalidInput(f"{field} has more than {_PLACES} decimal places; round it.", field=field)
     return number

@@ -130,6 +130,8 @@ class Sessions:
             NotFound: there is no such session.
             SessionClosed: one of them is over.
         """
+        if isinstance(capabilities, str):
+            raise InvalidInput(f"capabilities is a list of names: write [{capabilities!r}].", field="capabilities")
         rows = self._executor.fetch_all(
             _AGENTS["join_sessions"],
             session_ids=list(session_ids),

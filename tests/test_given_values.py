@@ -1,0 +1,58 @@
+"""What callers are likely to get wrong is refused, or taken as it was meant."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+import blackboard
+from blackboard import Agent, Session
+from blackboard.errors import InvalidInput
+from blackboard.repository.amounts import as_amount
+
+
+@pytest.fixture
+async def agent(session: Session) -> Agent:
+    return await session.join("ops/a")
+
+
+async def test_capabilities_given_as_one_text_are_no_letters(session: Session) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await session.join("ops/b", capabilities="investigate")
+    assert refused.value.field == "capabilities"
+    assert "['investigate']" in refused.value.message
+
+
+def test_a_computed_float_is_taken_to_twelve_places() -> None:
+    assert as_amount(0.1 + 0.2, "cost") == Decimal("0.3")
+    assert as_amount(1234 * 3e-6, "cost") == Decimal("0.003702")
+    assert as_amount(1e-13, "cost") == 0
+    assert as_amount(1e15, "cost") == 10**15
+    assert as_amount(999_999_999_999_999.9, "cost") == Decimal("999999999999999.9")
+    with pytest.raises(InvalidInput, match="12 decimal places"):
+        as_amount(Decimal("0.0000000000001"), "cost")
+    for wrong in (-0.5, 1e16, float("nan"), float("inf")):
+        with pytest.raises(InvalidInput):
+            as_amount(wrong, "cost")
+
+
+async def test_what_a_call_cost_is_settled_as_a_float(session: Session, agent: Agent) -> None:
+    async with agent.budgets.spend(cost=0.1 + 0.2, tokens=2000) as spend:
+        spend.tokens = 1234
+        spend.cost = 1234 * 0.00000117
+    [cost] = [entry for entry in await session.budgets.ledger() if entry.unit == "cost"]
+    assert (cost.reserved, cost.settled) == (Decimal("0.3"), Decimal("0.00144378"))
+
+
+async def test_a_misspelt_amount_is_not_taken_for_what_was_reserved(session: Session, agent: Agent) -> None:
+    with pytest.raises(AttributeError):
+        async with agent.budgets.spend(tokens=10) as spend:
+            spend.token = 3  # type: ignore[attr-defined]
+    assert [entry.status for entry in await session.budgets.ledger()] == ["released"]
+
+
+async def test_unique_is_where_everything_else_is(session: Session) -> None:
+    unique = blackboard.Unique(key="k")
+    first = await session.tasks.add("t", unique=unique)
+    assert (await session.tasks.add("t", unique=unique)).id == first.id
