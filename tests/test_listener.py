@@ -159,6 +159,32 @@ def test_a_wait_ends_at_the_sooner_of_timeout_and_poll_interval(make: Make, monk
     assert not subscription._waiters
 
 
+def test_who_began_to_wait_together_looks_one_after_the_other(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HEARD_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_FIRST_LOOK_SECONDS", 0.1)
+    listener = make(poll_interval=timedelta(milliseconds=1))
+    subscriptions = [listener.subscribe() for _ in range(5)]
+    hearing(listener, *subscriptions)
+
+    async def waits(timeout: float | None) -> list[float]:
+        began = time.monotonic()
+
+        async def wait(subscription: Subscription) -> float:
+            assert not await subscription.wait_async(timeout)
+            return time.monotonic() - began
+
+        return sorted(await asyncio.gather(*(wait(subscription) for subscription in subscriptions)))
+
+    # How late a look comes depends on the machine, how early does not.
+    for taken, least in zip(asyncio.run(waits(None)), [0.05, 0.15, 0.17, 0.19, 0.21], strict=True):
+        assert taken >= least - 0.005
+    # When the time is up it is up, whoever else looks.
+    monkeypatch.setattr(module, "_MOST_LATE_SECONDS", 1000)
+    listener._next_look = time.monotonic() + 1000
+    assert asyncio.run(waits(0.06))
+
+
 def test_who_subscribes_before_listen_takes_effect_is_hinted_when_it_does(make: Make) -> None:
     assert make().subscribe(uuid4(), {"tasks"}).wait(30), "what was sent before LISTEN may have been missed"
 
@@ -204,6 +230,47 @@ def test_a_steady_stream_is_told_less_often_than_what_comes_after_a_silence(serv
     # At the shortest pause it would be sixty times; 20, 40, 80 and then 160 ms make it ten.
     assert 2 <= told.count("tasks") <= 20
     assert told[-1] == "last"
+
+
+def test_in_a_stream_the_sender_is_not_woken_and_leaves_nothing_behind(
+    server: WatchedServer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, session = make(coalesce=timedelta(milliseconds=50)), uuid4()
+    woken = list[int]()
+    wake = module.Waker.wake
+    monkeypatch.setattr(module.Waker, "wake", lambda waker: (woken.append(1), wake(waker))[1])
+    with server.connect() as connection:
+        connection.execute("LISTEN blackboard")
+        # Each as soon as the one before has been sent: always within the pause after that.
+        for number in range(6):
+            listener.notify(session, f"noun{number}")
+            [notice] = connection.notifies(timeout=30, stop_after=1)
+            assert notice.payload == f"{session} noun{number}"
+            eventually(lambda: not listener._sending)
+        assert len(woken) < 6, "it looks by itself"
+        eventually(lambda: not listener._pausing)
+        listener.notify(session, "last")
+        [notice] = connection.notifies(timeout=30, stop_after=1)
+        assert notice.payload == f"{session} last", "and has to be woken after that"
+
+
+def test_a_hint_from_the_loop_that_waits_needs_no_call_from_outside(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, session = make(), uuid4()
+    subscription = listener.subscribe(session)
+    hearing(listener, subscription)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        waiting = asyncio.create_task(subscription.wait_async(30))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", None)
+            listener.notify(session, "tasks")
+        assert await waiting
+
+    asyncio.run(scenario())
 
 
 def test_hints_with_any_noun_reach_the_server_as_they_are(server: WatchedServer, make: Make) -> None:

@@ -136,7 +136,7 @@ def test_unknown_statement_lists_the_known(monkeypatch: pytest.MonkeyPatch):
 
 def test_parameters_are_checked_by_name():
     statement = parse(FILE, "f.sql")["report_finding"]
-    assert statement.arguments({"content": "{}", "id": 1}) == [1, "{}"]
+    assert list(statement.arguments({"content": "{}", "id": 1})) == [1, "{}"]
     with pytest.raises(TypeError, match="report_finding misses content and does not know contents"):
         statement.arguments({"id": 1, "contents": "{}"})
 

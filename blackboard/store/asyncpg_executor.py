@@ -13,6 +13,7 @@ from .driver_errors import ASYNCPG_ERRORS, MINIMUM_SERVER_VERSION, from_asyncpg,
 from .executor import ConnectionExecutor, Row
 from .pool import PoolExecutor
 from .statements import Statement
+from .turns import Turns
 from .urls import asyncpg_url, has_option
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
         self._connection = connection
         self._pooled = pooled
         # Two tasks may share a transaction; asyncpg refuses a second call instead of queueing it.
-        self._turn = asyncio.Lock()
+        self._turn = Turns(1)
         self._given_up = False
 
     @property
@@ -56,6 +57,11 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
     def usable(self) -> bool:
         """Whether the connection is open and between transactions."""
         return not self._connection.is_closed() and not self._connection.is_in_transaction()
+
+    @property
+    def at_ease(self) -> bool:
+        """Whether another call may have the connection without a question."""
+        return not self._given_up and not self._connection.is_closed()
 
     async def ready(self) -> bool:
         """Whether another call may have the connection; a short question where a call on it was given up."""
@@ -72,17 +78,16 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
     async def rows(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         """Runs ``statement``; all its rows in its order."""
         arguments = statement.arguments(params)
-        if self._pooled and not self._connection.is_in_transaction():
+        connection = self._connection
+        if self._pooled and not connection.is_in_transaction():
             async with self.transaction():
-                return await self._fetch(statement, arguments)
-        return await self._fetch(statement, arguments)
-
-    async def _fetch(self, statement: Statement, arguments: list[Any]) -> list[Row]:
-        await self._turn.acquire()
+                return await self.rows(statement, params)
+        if not self._turn.take():
+            await self._turn.acquire()
         try:
             # fetch() also where one row is enough: fetchrow() suspends the portal after it, and the rest of a
             # SELECT with side effects would never run.
-            records = await self._connection.fetch(statement.numbered, *arguments)
+            records = await connection.fetch(statement.numbered, *arguments)
         except ASYNCPG_ERRORS as error:
             raise from_asyncpg(error, statement) from error
         except asyncio.CancelledError:
@@ -93,24 +98,23 @@ class AsyncpgConnectionExecutor(ConnectionExecutor):
         return self._rows_of(records)
 
     def _rows_of(self, records: list[asyncpg.Record]) -> list[Row]:
-        if not records:
-            return []
-        names = tuple(records[0].keys())
-        return [dict(zip(names, record, strict=True)) for record in records]
+        return [dict(record.items()) for record in records]
 
     async def command(self, sql: str) -> str:
         """Runs a command of transaction control; PostgreSQL's command tag."""
         # Taking back follows a failure, which may be that nobody answers any more.
         limit = _ROLLBACK_SECONDS if sql.startswith("ROLLBACK") else None
-        async with self._turn:
-            try:
-                async with asyncio.timeout(limit):
-                    return await self._connection.execute(sql)
-            except ASYNCPG_ERRORS as error:
-                raise from_asyncpg(error) from error
-            except asyncio.CancelledError:
-                self._given_up = True
-                raise
+        await self._turn.acquire()
+        try:
+            async with asyncio.timeout(limit):
+                return await self._connection.execute(sql)
+        except ASYNCPG_ERRORS as error:
+            raise from_asyncpg(error) from error
+        except asyncio.CancelledError:
+            self._given_up = True
+            raise
+        finally:
+            self._turn.release()
 
     async def begins_itself(self) -> bool:
         """Whether a transaction is open; asyncpg opens none on its own."""

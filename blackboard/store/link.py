@@ -92,6 +92,11 @@ class Link:
         self._answer_seconds = answer_seconds
         self._waker = waker
         self._conn: pq.abc.PGconn | None = None
+        # Kept, for to make one takes longer than to ask it. It knows descriptors by number alone, so a new connection
+        # may have the number of the last one.
+        self._selector: selectors.BaseSelector | None = None
+        # What it watches of the connection: a descriptor and events, or nothing.
+        self._watched: tuple[int, int] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -236,17 +241,30 @@ class Link:
             if monotonic() >= deadline:
                 raise ServerUnreachable("PostgreSQL did not answer in time.")
 
+    def _watching(self, events: int) -> selectors.BaseSelector:
+        """The selector, which watches the waker and, for ``events``, the connection that there is now."""
+        if (selector := self._selector) is None:
+            selector = self._selector = _Selector()
+            selector.register(self._waker, selectors.EVENT_READ)
+        try:
+            # While connecting, libpq goes from one descriptor to the next.
+            wanted = None if self._conn is None else (self._conn.socket, events)
+        except psycopg.Error as error:
+            raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
+        if wanted != self._watched:
+            if self._watched is not None:
+                selector.unregister(self._watched[0])
+                self._watched = None
+            if wanted is not None:
+                selector.register(*wanted)
+                self._watched = wanted
+        return selector
+
     def _select(self, events: int, deadline: float) -> bool:
         # True: the socket is ready. False: woken up, or at the deadline.
-        with _Selector() as selector:
-            selector.register(self._waker, selectors.EVENT_READ)
-            if self._conn is not None:
-                try:
-                    selector.register(self._conn.socket, events)
-                except psycopg.Error as error:
-                    raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
-            until = min(deadline, self._waker.stop_at)
-            ready = selector.select(None if until == math.inf else max(0.0, until - monotonic()))
+        selector = self._watching(events)
+        until = min(deadline, self._waker.stop_at)
+        ready = selector.select(None if until == math.inf else max(0.0, until - monotonic()))
         if any(key.fileobj is self._waker for key, _ in ready):
             self._waker.clear()
         if monotonic() >= self._waker.stop_at:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
@@ -34,6 +34,9 @@ _MOST_PAUSES = 8  # how far the time between two sends grows
 _QUIET_PAUSES = 4  # of the shortest time between two sends: a hint that comes later is the only one
 _CLOSE_SECONDS = 0.5  # what close() grants the hints that are still to be sent
 _HEARD_POLL_SECONDS = 30.0  # between looks while LISTEN is in effect
+_LOOK_SECONDS = 0.004  # between the looks of two who began to wait together
+_FIRST_LOOK_SECONDS = 0.25  # and after the first one, which may have to open a connection
+_MOST_LATE_SECONDS = 5.0  # a look comes for all that
 _MAX_BACKOFF = 5.0
 _STABLE_SECONDS = 10.0  # a connection that lived this long resets the backoff
 _MAX_PENDING = 10_000  # hints kept while the server is away
@@ -64,11 +67,13 @@ class Subscription:
         nouns: Collection[str] | None,
         *,
         waiting: Callable[[float | None], tuple[float, threading.RLock]],
+        poll_over: Callable[[asyncio.Future[bool], float], None],
         leave: Callable[[Subscription], None],
     ) -> None:
         self.session_id = session_id
         self.nouns = None if nouns is None else frozenset(nouns)
         self._waiting = waiting
+        self._poll_over = poll_over
         self._leave = leave
         self._hinted = False
         self._waiters: list[asyncio.Future[bool] | threading.Lock] = []
@@ -112,7 +117,12 @@ class Subscription:
                 return self._take()
             future: asyncio.Future[bool] = loop.create_future()
             self._waiters.append(future)
-        timer = loop.call_later(seconds, _resolve, [future], False)
+        if seconds == timeout:
+            timer = loop.call_later(seconds, _resolve, [future], False)
+        else:
+            timer = loop.call_later(
+                seconds, self._poll_over, future, math.inf if timeout is None else timeout - seconds
+            )
         try:
             woken = await future
         finally:
@@ -149,6 +159,13 @@ class Subscription:
         """Usable in a forked child: those who waited stayed in the parent, what happened meanwhile is unknown."""
         self._waiters = []
         self._hinted = True
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _resolve(futures: list[asyncio.Future[bool]], hinted: bool) -> None:
@@ -202,9 +219,11 @@ class Listener:
         self._pid = os.getpid()
         # Reentrant: the collector may close an abandoned waiter in the thread that holds the lock.
         self._lock = threading.RLock()
-        self._pending: dict[str, None] = {}
+        self._pending: dict[tuple[int, str], None] = {}
         self._quiet_from = 0.0
+        self._next_look = 0.0
         self._sending = False
+        self._pausing = False
         self._listening = False
         self._thread: threading.Thread | None = None
         self._waker: Waker | None = None
@@ -224,7 +243,9 @@ class Listener:
             BlackboardError: the listener is closed.
         """
         self._check_process()
-        subscription = Subscription(session_id, nouns, waiting=self._waiting, leave=self._forget)
+        subscription = Subscription(
+            session_id, nouns, waiting=self._waiting, poll_over=self._poll_over, leave=self._forget
+        )
         with self._lock:
             if self._closed:
                 raise BlackboardError("This board is closed; open it again to wait on it.")
@@ -245,15 +266,16 @@ class Listener:
         self._check_process()
         if told and self._listening:
             return
-        self._deliver(session_id.int, noun)
-        if told:
+        hint = (session_id.int, noun)
+        if self._subscriptions:
+            self._deliver(*hint, here=_running_loop())
+        if told or hint in self._pending:  # it goes out after this moment, and so after the commit
             return
-        payload = f"{session_id} {noun}"
         with self._lock:
             if self._closed or len(self._pending) >= _MAX_PENDING:
                 return
-            first = not self._pending
-            self._pending[payload] = None
+            first = not self._pending and not self._pausing
+            self._pending[hint] = None
             waker = self._started()
         if first:
             waker.wake()
@@ -265,9 +287,9 @@ class Listener:
         transaction that notifies commit at a time.
         """
         now = monotonic()
-        with self._lock:
-            quiet = now >= self._quiet_from
-            self._quiet_from = now + _QUIET_PAUSES * self._coalesce_seconds
+        # Without the lock: of two who ask at once both may be told so, and that is no harm.
+        quiet = now >= self._quiet_from
+        self._quiet_from = now + _QUIET_PAUSES * self._coalesce_seconds
         return quiet and not self._pending
 
     def close(self) -> None:
@@ -313,6 +335,18 @@ class Listener:
         poll = max(self._poll_seconds, _HEARD_POLL_SECONDS) if self._listening else self._poll_seconds
         return poll if timeout is None else min(timeout, poll), self._lock
 
+    def _poll_over(self, future: asyncio.Future[bool], left: float) -> None:
+        """The wait ends, within ``left`` seconds: who began to wait together looks one after the other.
+
+        All at once they would open every connection of the pool for it, and each costs the server twenty looks.
+        """
+        now = monotonic()
+        late = min(left, _MOST_LATE_SECONDS) if self._listening else 0.0
+        looks_at = min(max(now, self._next_look), now + late)
+        first = now - self._next_look > _HEARD_POLL_SECONDS / 2
+        self._next_look = looks_at + (_FIRST_LOOK_SECONDS if first else _LOOK_SECONDS)
+        future.get_loop().call_later(looks_at - now, _resolve, [future], False)
+
     def _forget(self, subscription: Subscription) -> None:
         self._check_process()
         key = _key(subscription.session_id)
@@ -325,8 +359,12 @@ class Listener:
         if waker:  # the thread counts the idle time from here
             waker.wake()
 
-    def _deliver(self, session: int | None, noun: str | None) -> None:
-        """All subscriptions of that session and noun are hinted; all there are, if ``noun`` is None."""
+    def _deliver(self, session: int | None, noun: str | None, here: asyncio.AbstractEventLoop | None = None) -> None:
+        """All subscriptions of that session and noun are hinted; all there are, if ``noun`` is None.
+
+        Args:
+            here: the loop that this is called in, if any: who waits there needs no word from outside.
+        """
         futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
         with self._lock:
             groups = self._subscriptions
@@ -336,6 +374,9 @@ class Listener:
                     if noun is None or subscription.nouns is None or _concerns(noun, subscription.nouns):
                         subscription.hint(futures)
         for loop, waiting in futures.items():  # one call a loop: each one writes to the loop's socket
+            if loop is here:
+                _resolve(waiting, True)
+                continue
             with contextlib.suppress(RuntimeError):  # the loop was closed under its waiters
                 loop.call_soon_threadsafe(_resolve, waiting, True)
 
@@ -377,6 +418,8 @@ class Listener:
             now = monotonic()
             with self._lock:
                 wanted, pending, closed = bool(self._subscriptions), bool(self._pending), self._closed
+                # In a stream of hints the next one is looked for when its time has come; nobody needs to wake us.
+                self._pausing = not pending and now < send_at and pause > self._coalesce_seconds
             if closed and not pending:
                 raise Stopped
             if wanted or pending:
@@ -405,7 +448,7 @@ class Listener:
                 link.close()
             else:
                 reasons = [math.inf]
-                if pending:
+                if pending or self._pausing:
                     reasons.append(send_at - now)
                 if wanted and not self._listening:
                     reasons.append(listen_at - now)
@@ -467,6 +510,7 @@ def _quoted(identifier: str) -> bytes:
     return b'"%s"' % identifier.encode().replace(b'"', b'""')
 
 
-def _array(payloads: Collection[str]) -> bytes:
+def _array(hints: Iterable[tuple[int, str]]) -> bytes:
+    payloads = (f"{UUID(int=session)} {noun}" for session, noun in hints)
     escaped = (payload.replace("\\", "\\\\").replace('"', '\\"') for payload in payloads)
     return ("{" + ",".join(f'"{payload}"' for payload in escaped) + "}").encode()

@@ -17,6 +17,7 @@ from ..errors import ConfigurationError, ServerUnreachable, TransientError
 from .driver_errors import closed, timed_out
 from .executor import ConnectionExecutor, Executor, Isolation, Row
 from .statements import Statement
+from .turns import Turns
 from .urls import normalise_url
 
 __all__ = ["PoolExecutor"]
@@ -52,6 +53,9 @@ class PoolExecutor:
         ConfigurationError: ``url`` is no URL of a PostgreSQL.
     """
 
+    bound = False
+    """The connections are ours."""
+
     def __init__(
         self,
         url: str,
@@ -68,7 +72,10 @@ class PoolExecutor:
         self._application_name = application_name
         self._connect_timeout = connect_timeout
         self._pooled: bool | None = pooled
-        self._slots = asyncio.Semaphore(pool_size)
+        # [async-only]
+        self._slots = Turns(pool_size)
+        # [end]
+        # [sync-only] self._slots = threading.Semaphore(pool_size)
         # The most recently used is the last: what is not needed moves to the front and is closed there.
         self._idle: list[tuple[ConnectionExecutor, float]] = []
         # Never held across an await, so a thread's lock serves both worlds.
@@ -83,11 +90,6 @@ class PoolExecutor:
     async def _open(self) -> ConnectionExecutor:
         """A new connection to a server that is known to serve; finds out about poolers at the first one."""
         raise NotImplementedError
-
-    @property
-    def bound(self) -> bool:
-        """False: the connections are ours."""
-        return False
 
     async def fetch_all(self, statement: Statement, **params: Any) -> list[Row]:
         """Runs ``statement``; all its rows in its order."""
@@ -104,19 +106,30 @@ class PoolExecutor:
 
     async def _rows(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         statement.check(params)
-        try:
-            return await self._once(statement, params)
-        except (ServerUnreachable, TransientError) as error:
-            if not await self._worth_repeating(error):
-                raise
-        return await self._once(statement, params)
-
-    async def _once(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
-        connection = await self._acquire()
-        try:
-            return await connection.rows(statement, params)
-        finally:
-            await self._release(connection)
+        tried = False
+        while True:
+            try:
+                # [async-only]
+                connection = self._at_hand() or await self._acquire()
+                # [end]
+                # [sync-only] connection = self._acquire()
+                try:
+                    rows = await connection.rows(statement, params)
+                except BaseException:
+                    await self._release(connection)
+                    raise
+                # [async-only]
+                if not self._closed:
+                    # A statement on its own that was answered leaves the connection as it was.
+                    self._lay_back(connection)
+                    return rows
+                # [end]
+                await self._release(connection)
+                return rows
+            except (ServerUnreachable, TransientError) as error:
+                if tried or not await self._worth_repeating(error):
+                    raise
+            tried = True
 
     @asynccontextmanager
     async def transaction(self, isolation: Isolation | None = None) -> AsyncGenerator[Executor]:
@@ -179,6 +192,26 @@ class PoolExecutor:
         # [end]
         await self._close_idle(time.monotonic())
 
+    # [async-only]
+    def _at_hand(self) -> ConnectionExecutor | None:
+        """The connection that was used last, if nothing has to be waited for; what ``_acquire`` finds, much faster."""
+        if not self._idle or self._closed or self._loop is not asyncio.get_running_loop() or not self._slots.take():
+            return None
+        connection = self._idle.pop()[0]
+        if connection.at_ease:
+            return connection
+        # Left where it was for ``_acquire`` to ask it.
+        self._idle.append((connection, time.monotonic()))
+        self._slots.release()
+        return None
+
+    def _lay_back(self, connection: ConnectionExecutor) -> None:
+        """What ``_release`` does with a connection that is known to be good."""
+        self._idle.append((connection, time.monotonic()))
+        self._start_reaper()
+        self._slots.release()
+
+    # [end]
     async def _acquire(self) -> ConnectionExecutor:
         # [async-only]
         self._follow_loop()
@@ -255,6 +288,6 @@ class PoolExecutor:
             raise ConfigurationError("This handle is in use in another event loop; open one in each.")
         self._loop = loop
         # Connections of the old loop can be neither used nor closed in this one.
-        self._idle, self._reaper, self._slots = [], None, asyncio.Semaphore(self._pool_size)
+        self._idle, self._reaper, self._slots = [], None, Turns(self._pool_size)
 
     # [end]

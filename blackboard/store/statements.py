@@ -16,10 +16,11 @@ not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from operator import itemgetter
 from typing import Any
 
 from ..errors import ConfigurationError
@@ -84,20 +85,25 @@ class Statement:
             said = [f"misses {missing}"] * bool(missing) + [f"does not know {unknown}"] * bool(unknown)
             raise TypeError(f"statement {self.name} {' and '.join(said)}")
 
-    def arguments(self, params: Mapping[str, Any]) -> list[Any]:
+    @cached_property
+    def _picked(self) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+        if len(self.parameters) > 1:
+            return itemgetter(*self.parameters)
+        return lambda params: [params[name] for name in self.parameters]
+
+    def arguments(self, params: Mapping[str, Any]) -> Sequence[Any]:
         """The values of ``params`` in the order of ``numbered``.
 
         Raises:
             TypeError: a parameter is missing or unknown.
         """
+        if len(params) != len(self.parameters):
+            self.check(params)
         try:
-            values = [params[name] for name in self.parameters]
+            return self._picked(params)
         except KeyError:
             self.check(params)
             raise
-        if len(values) != len(params):
-            self.check(params)
-        return values
 
 
 class Statements(Mapping[str, Statement]):

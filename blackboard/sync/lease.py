@@ -71,10 +71,11 @@ class ProcessLease:
 
     def current(self) -> UUID:
         """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""
+        if (held := self._held()) is not None:
+            return held
         with self._starting:
-            held = self._heartbeat
-            if held is not None and not held.lost and self._pid == os.getpid():
-                return held.lease_id
+            if (held := self._held()) is not None:
+                return held
             lease_id = new_id()
             self._executor.fetch_one(
                 _LEASES["start_lease"], id=lease_id, host=socket.gethostname(), pid=os.getpid(), term=self._term
@@ -93,6 +94,10 @@ class ProcessLease:
             )
             self._heartbeat.start()
             return lease_id
+
+    def _held(self) -> UUID | None:
+        held = self._heartbeat
+        return held.lease_id if held is not None and not held.lost and self._pid == os.getpid() else None
 
     def forget(self, lease_id: UUID) -> None:
         """The server said that this lease has lapsed: the next ``current`` starts a new one."""

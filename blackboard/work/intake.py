@@ -142,7 +142,8 @@ class Intake:
             self.low_water = self._low
         try:
             if seconds is not None:
-                await asyncio.wait_for(self._event.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._event.wait()
             elif self._room()[0] <= 0:
                 await self._event.wait()
         except TimeoutError:
@@ -211,6 +212,8 @@ class Intake:
             core.held.update(contexts)
             core.buffer.extend(contexts)
             core.slots.dispatch()
+            # Handlers start before anything else is asked.
+            await asyncio.sleep(0)
 
     def _answered(self, lane: Lane, got: int, share: int) -> None:
         lane.hot = got >= share

@@ -231,8 +231,7 @@ def _options(
         options["max_attempts"] = max_attempts
     if retry_delay != _USUAL_DELAY:
         options["retry_delay"] = f"{retry_delay.total_seconds()} seconds"
-    edges = [Dependency(id=edge) if isinstance(edge, UUID) else edge for edge in depends_on]
-    if edges:
+    if depends_on != () and (edges := [Dependency(id=edge) if isinstance(edge, UUID) else edge for edge in depends_on]):
         options["depends_on"] = [{"id": str(edge.id), "on_failure": edge.on_failure} for edge in edges]
     return dump_json(options, "options") if options else None
 

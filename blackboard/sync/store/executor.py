@@ -56,19 +56,20 @@ class ConnectionExecutor:
     """One connection that is ours for now; subclasses say how its driver is spoken to."""
 
     def __init__(self, *, bound: bool) -> None:
-        self._bound = bound
+        self.bound = bound
+        """Whether the connection is a caller's."""
         self._depth = 0
         self._outer = False
-
-    @property
-    def bound(self) -> bool:
-        """Whether the connection is a caller's."""
-        return self._bound
 
     @property
     def usable(self) -> bool:
         """Whether the connection is open and between transactions."""
         raise NotImplementedError
+
+    @property
+    def at_ease(self) -> bool:
+        """Whether another call may have the connection without a question; False where only ``ready`` can tell."""
+        return False
 
     def ready(self) -> bool:
         """Whether another call may have the connection; a short question where a call on it was given up."""

@@ -52,6 +52,9 @@ class PoolExecutor:
         ConfigurationError: ``url`` is no URL of a PostgreSQL.
     """
 
+    bound = False
+    """The connections are ours."""
+
     def __init__(
         self,
         url: str,
@@ -80,11 +83,6 @@ class PoolExecutor:
         """A new connection to a server that is known to serve; finds out about poolers at the first one."""
         raise NotImplementedError
 
-    @property
-    def bound(self) -> bool:
-        """False: the connections are ours."""
-        return False
-
     def fetch_all(self, statement: Statement, **params: Any) -> list[Row]:
         """Runs ``statement``; all its rows in its order."""
         return self._rows(statement, params)
@@ -100,19 +98,21 @@ class PoolExecutor:
 
     def _rows(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         statement.check(params)
-        try:
-            return self._once(statement, params)
-        except (ServerUnreachable, TransientError) as error:
-            if not self._worth_repeating(error):
-                raise
-        return self._once(statement, params)
-
-    def _once(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
-        connection = self._acquire()
-        try:
-            return connection.rows(statement, params)
-        finally:
-            self._release(connection)
+        tried = False
+        while True:
+            try:
+                connection = self._acquire()
+                try:
+                    rows = connection.rows(statement, params)
+                except BaseException:
+                    self._release(connection)
+                    raise
+                self._release(connection)
+                return rows
+            except (ServerUnreachable, TransientError) as error:
+                if tried or not self._worth_repeating(error):
+                    raise
+            tried = True
 
     @contextmanager
     def transaction(self, isolation: Isolation | None = None) -> Generator[Executor]:
