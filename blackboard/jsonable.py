@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from typing import Any, cast
 from uuid import UUID
@@ -18,7 +19,7 @@ import orjson
 
 from .errors import InvalidInput, PayloadTooLarge
 
-__all__ = ["MAX_JSON_BYTES", "check_text", "dump_json", "load_json"]
+__all__ = ["MAX_JSON_BYTES", "check_duration", "check_names", "check_text", "dump_json", "load_json", "storable"]
 
 MAX_JSON_BYTES = 1024 * 1024
 """Encoded size over which a document is refused: boards carry references to big things, not the things."""
@@ -98,6 +99,33 @@ def check_text(value: Any, field: str, max_length: int, min_length: int = 0) -> 
     except UnicodeEncodeError:
         raise InvalidInput(f"{field} contains half of a surrogate pair; pass whole characters.", field=field) from None
     return value
+
+
+def check_names(values: Any, field: str, max_length: int, min_length: int = 0) -> list[str]:
+    """``values`` as a list of texts, each known to be as ``check_text`` wants it.
+
+    Raises:
+        InvalidInput: it is a text itself, which is a sequence of letters, or one of its members is refused.
+    """
+    if isinstance(values, str):
+        raise InvalidInput(f"{field} is a list of names: write [{values!r:.100}].", field=field)
+    return [check_text(value, field, max_length, min_length) for value in values]
+
+
+def check_duration(value: Any, field: str) -> timedelta:
+    """``value`` itself, known to be a timedelta.
+
+    Raises:
+        InvalidInput: it is none; names ``field``.
+    """
+    if not isinstance(value, timedelta):
+        raise InvalidInput(f"{field} is a timedelta, such as timedelta(seconds=5), got {value!r:.100}.", field=field)
+    return value
+
+
+def storable(text: str) -> str:
+    """``text`` with something visible in place of what PostgreSQL does not store: zero bytes and lone surrogates."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _floats(value: Any) -> Iterator[float]:

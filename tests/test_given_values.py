@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -56,3 +58,47 @@ async def test_unique_is_where_everything_else_is(session: Session) -> None:
     unique = blackboard.Unique(key="k")
     first = await session.tasks.add("t", unique=unique)
     assert (await session.tasks.add("t", unique=unique)).id == first.id
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("timeout", {"timeout": 5}),
+        ("retry_delay", {"retry_delay": "5s"}),
+        ("fallback", {"assigned_to": "ops/a", "fallback": 5}),
+        ("priority", {"priority": "5"}),
+        ("priority", {"priority": 5.5}),
+        ("priority", {"priority": True}),
+        ("depends_on", {"depends_on": "0190e5a0-0000-7000-8000-000000000000"}),
+        ("depends_on", {"depends_on": [5]}),
+        ("unique", {"unique": blackboard.Unique(key="k", states=())}),
+        ("unique", {"unique": blackboard.Unique(key="k", window=timedelta(seconds=-1))}),
+    ],
+    ids=str,
+)
+async def test_a_task_says_what_is_wrong_with_it(session: Session, field: str, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await session.tasks.add("t", **given)
+    assert refused.value.field == field
+    assert await session.tasks.list() == []
+
+
+async def test_a_task_depends_on_what_names_another(session: Session) -> None:
+    first = await session.tasks.add("t")
+    for edge in (first, first.id, str(first.id), blackboard.Dependency(id=first.id)):
+        assert (await session.tasks.add("t", depends_on=[edge])).blockers == 1
+
+
+async def test_waits_and_failures_say_what_is_wrong_with_them(session: Session, agent: Agent) -> None:
+    wrong: Any = 0.3
+    with pytest.raises(InvalidInput, match="timeout is a timedelta"):
+        await agent.tasks.claim(wait=wrong)
+    with pytest.raises(InvalidInput, match="list of names"):
+        await agent.tasks.claim(capabilities="x")
+    await session.tasks.add("t")
+    [task] = await agent.tasks.claim()
+    with pytest.raises(InvalidInput, match="delay is a timedelta"):
+        await agent.tasks.fail(task, "no", delay=wrong)
+    # What was raised is kept although PostgreSQL does not store all of its text.
+    failed = await agent.tasks.fail(task, ValueError("zero \0 and half \ud800"), retry=False)
+    assert failed.error is not None and failed.error["message"] == "zero \ufffd and half ?"

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from ..errors import InvalidInput
 from ..ids import as_uuid, new_id
-from ..jsonable import check_text, dump_json, load_json
+from ..jsonable import check_duration, check_text, dump_json, load_json
 from ..models.tasks import Dependency, NewTask, TaskRecord, TaskStatus, Unique
 from ..store.executor import Row
 from ..store.statements import statements
@@ -35,7 +35,7 @@ class TaskAdding(Repository):
         capability: str = "",
         priority: int = 5,
         assigned_to: str | None = None,
-        depends_on: Iterable[UUID | Dependency] = (),
+        depends_on: Iterable[UUID | str | TaskRecord | Dependency] = (),
         run_at: datetime | None = None,
         timeout: timedelta | None = None,
         requires_approval: bool = False,
@@ -55,7 +55,8 @@ class TaskAdding(Repository):
             capability: only agents that offer it may claim; empty means anyone.
             priority: 0 to 10, higher first.
             assigned_to: only this agent may claim it, for its first attempt.
-            depends_on: tasks that must finish first; a plain id cancels this task when that one does not complete.
+            depends_on: tasks that must finish first, their ids or records; such a plain edge cancels this task when
+                that one does not complete.
             run_at: not before this moment (aware datetime).
             timeout: the longest one attempt may run, up to 3650 days; then the attempt has failed.
             requires_approval: held until somebody approves it.
@@ -64,7 +65,8 @@ class TaskAdding(Repository):
             unique: when there is such a task already, that one is returned and nothing is added; of two who add at
                 once, one does.
             limit_key: tells it from others in limits that are per key, such as a customer; 1 to 200 characters.
-            expires_at: not started by this moment (aware datetime), it is cancelled; checked about once a second.
+            expires_at: not started by this moment (aware datetime), it is cancelled; checked about once a second
+                where a worker looks for tasks, and with every heartbeat elsewhere.
             fallback: with ``assigned_to``: anybody may claim it when that agent has not in this time since it was
                 ready, or when it has left or gone silent.
             id: the idempotency key; made here when not given.
@@ -165,8 +167,8 @@ class TaskAdding(Repository):
 
 
 def _priority(value: int) -> int:
-    if not 0 <= value <= 10:
-        raise InvalidInput(f"priority must be between 0 and 10, got {value}.", field="priority")
+    if type(value) is not int or not 0 <= value <= 10:
+        raise InvalidInput(f"priority must be a whole number between 0 and 10, got {value!r:.40}.", field="priority")
     return value
 
 
@@ -192,7 +194,7 @@ def task_options(task: NewTask) -> str | None:
 def _options(
     *,
     assigned_to: str | None,
-    depends_on: Iterable[UUID | Dependency],
+    depends_on: Iterable[UUID | str | TaskRecord | Dependency],
     run_at: datetime | None,
     timeout: timedelta | None,
     requires_approval: bool,
@@ -217,28 +219,45 @@ def _options(
     if fallback is not None:
         if assigned_to is None:
             raise InvalidInput("fallback needs assigned_to: whom to wait for.", field="fallback")
-        options["fallback"] = f"{fallback.total_seconds()} seconds"
+        options["fallback"] = _seconds(fallback, "fallback")
     if limit_key is not None:
         options["limit_key"] = check_text(limit_key, "limit_key", 200, 1)
     if unique is not None:
         options["unique"] = _unique(unique)
     if timeout is not None:
-        options["timeout"] = f"{timeout.total_seconds()} seconds"
+        options["timeout"] = _seconds(timeout, "timeout")
     if requires_approval:
         options["requires_approval"] = True
     if max_attempts != 5:
         options["max_attempts"] = max_attempts
     if retry_delay != _USUAL_DELAY:
-        options["retry_delay"] = f"{retry_delay.total_seconds()} seconds"
-    if depends_on != () and (edges := [Dependency(id=edge) if isinstance(edge, UUID) else edge for edge in depends_on]):
+        options["retry_delay"] = _seconds(retry_delay, "retry_delay")
+    if depends_on != () and (edges := _edges(depends_on)):
         options["depends_on"] = [{"id": str(edge.id), "on_failure": edge.on_failure} for edge in edges]
     return dump_json(options, "options") if options else None
 
 
+def _edges(depends_on: Iterable[UUID | str | TaskRecord | Dependency]) -> list[Dependency]:
+    if isinstance(depends_on, (str, UUID, TaskRecord, Dependency)):
+        raise InvalidInput("depends_on is a list: write [task.id].", field="depends_on")
+    return [
+        edge
+        if isinstance(edge, Dependency)
+        else Dependency(id=edge.id if isinstance(edge, TaskRecord) else as_uuid(edge, "depends_on"))
+        for edge in depends_on
+    ]
+
+
+def _seconds(value: timedelta, field: str) -> str:
+    return f"{check_duration(value, field).total_seconds()} seconds"
+
+
 def _unique(unique: Unique) -> dict[str, Any]:
     window = unique.window
+    if not unique.states or (window is not None and window <= timedelta()):
+        raise InvalidInput("unique needs a state to look for, and a window, if any, longer than 0.", field="unique")
     return {
         "key": check_text(unique.key, "unique", 200, 1),
-        "window": None if window is None else f"{window.total_seconds()} seconds",
+        "window": None if window is None else _seconds(window, "unique"),
         "states": [TaskStatus(state).value for state in unique.states],
     }

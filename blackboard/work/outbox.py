@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..errors import BlackboardError, InvalidInput
-from ..jsonable import dump_json
+from ..jsonable import dump_json, storable
 from ..repository.claims import error_facts
 from ..store.statements import statements
 from .context import TaskContext
@@ -325,9 +325,5 @@ def _error_text(error: BaseException | str | dict[str, Any]) -> str:
     try:
         return dump_json(facts, "error")
     except InvalidInput:
-        # What was raised may hold text that no database stores; that must not keep the attempt from failing.
-        return dump_json({str(name): _storable(str(value)) for name, value in facts.items()}, "error")
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+        # A handler's own facts may hold what no database stores; that must not keep the attempt from failing.
+        return dump_json({str(name): storable(str(value)) for name, value in facts.items()}, "error")

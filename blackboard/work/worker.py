@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..errors import BlackboardError, ConfigurationError, InvalidInput, LeaseLost
+from ..jsonable import check_names
 from . import answers
 from .core import Core, Counts, Lane, Line, log
 from .guard import Guard
@@ -97,12 +98,10 @@ class Worker:
         given = list(sessions) if isinstance(sessions, (list, tuple)) else [sessions]
         if not given:
             raise InvalidInput("A worker needs a session to take tasks from.", field="sessions")
-        if isinstance(capabilities, str):
-            raise InvalidInput(f"capabilities is a list of names: write [{capabilities!r}].", field="capabilities")
         self._board = board
         self._sessions: list[Any] = given
         self._agent_id = agent_id
-        self._capabilities = tuple(capabilities) or None
+        self._capabilities = tuple(check_names(capabilities, "capabilities", 100, 1)) or None
         self._concurrency = concurrency
         self._max_batch = max_batch
         self._grace = grace

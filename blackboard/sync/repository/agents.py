@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from ...errors import InvalidInput, NotFound
-from ...jsonable import check_text, dump_json
+from ...errors import NotFound
+from ...jsonable import check_names, check_text, dump_json
 from ...models.agents import AgentRecord
 from ...store.statements import statements
 from .scope import Repository
@@ -48,16 +48,11 @@ class Agents(Repository):
             NotFound: no such session.
             SessionClosed: the session is over.
         """
-        if isinstance(capabilities, str):
-            # Text is a sequence too: of letters, none of which any task ever needs.
-            raise InvalidInput(f"capabilities is a list of names: write [{capabilities!r}].", field="capabilities")
         row = self._executor.fetch_one(
             _SQL["join_session"],
             session_id=self._scope.session_id,
             agent_id=check_text(agent_id, "agent_id", 100, 1),
-            capabilities=None
-            if capabilities is None
-            else [check_text(c, "capabilities", 100, 1) for c in capabilities],
+            capabilities=None if capabilities is None else check_names(capabilities, "capabilities", 100, 1),
             expertise=None if expertise is None else dump_json(dict(expertise), "expertise"),
             capacity=capacity,
             role=None if role is None else check_text(role, "role", 50, 1),

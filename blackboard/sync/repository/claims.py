@@ -11,7 +11,7 @@ from uuid import UUID
 
 from ...errors import InvalidInput, LeaseLost
 from ...ids import as_uuid, new_id
-from ...jsonable import check_text, dump_json
+from ...jsonable import check_duration, check_names, dump_json, storable
 from ...models.tasks import TaskRecord
 from ...store.statements import statements
 from .adding import TaskAdding
@@ -53,7 +53,7 @@ class TaskClaims(TaskAdding):
         if not 1 <= limit <= 10_000:
             raise InvalidInput("limit must be between 1 and 10000.", field="limit")
         chosen = self._scope.capabilities if capabilities is None else capabilities
-        checked = [check_text(capability, "capabilities", 100) for capability in chosen]
+        checked = check_names(chosen, "capabilities", 100)
 
         if wait is None:
             return self._claim_once(limit, checked, claim_id or new_id())
@@ -202,7 +202,7 @@ class TaskClaims(TaskAdding):
         if not 1 <= limit <= 10_000:
             raise InvalidInput("limit must be between 1 and 10000.", field="limit")
         chosen = self._scope.capabilities if capabilities is None else capabilities
-        checked = [check_text(capability, "capabilities", 100) for capability in chosen]
+        checked = check_names(chosen, "capabilities", 100)
         lease_id, claim_id = self._scope.leases.current(), claim_id or new_id()
         self._scope.leases.begin_claim(claim_id)
         rows: list[Any] = []
@@ -267,6 +267,7 @@ class TaskClaims(TaskAdding):
             delay: until the next attempt; by default exponential backoff with jitter.
 
         Raises:
+            InvalidInput: the error or the delay is refused.
             LeaseLost: the task was taken from this holder.
             NotFound: no such task.
         """
@@ -278,7 +279,7 @@ class TaskClaims(TaskAdding):
             attempt=task.attempt,
             error=dump_json(error_facts(error), "error"),
             retry=retry,
-            delay=delay,
+            delay=None if delay is None else check_duration(delay, "delay"),
             agent_id=self._agent_id,
         )
         assert row is not None
@@ -334,9 +335,10 @@ def error_facts(error: BaseException | str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(error, BaseException):
         return {
             "code": type(error).__name__,
-            "message": str(error)[:10_000],
-            "traceback": "".join(traceback.format_exception(error))[-50_000:],
+            # What was raised may hold text that no database stores; that must not keep the attempt from failing.
+            "message": storable(str(error)[:10_000]),
+            "traceback": storable("".join(traceback.format_exception(error))[-50_000:]),
         }
     if isinstance(error, str):
-        return {"code": "failed", "message": error[:10_000]}
+        return {"code": "failed", "message": storable(error[:10_000])}
     return error

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from ...errors import InvalidInput, WaitNotAllowed
+from ...jsonable import check_duration
 from ...store.listener import Listener
 from ..store.executor import Executor
 
@@ -138,6 +139,7 @@ class Repository:
                 little later the next time, the more so the more often that was: not all come at once.
 
         Raises:
+            InvalidInput: the timeout is no timedelta.
             WaitNotAllowed: this handle is bound to a caller's connection.
         """
         if self._executor.bound:
@@ -146,7 +148,7 @@ class Repository:
                 "call it on a handle that is not bound to your connection.",
                 verb=verb,
             )
-        ends = None if timeout is None else time.monotonic() + timeout.total_seconds()
+        ends = None if timeout is None else time.monotonic() + check_duration(timeout, "timeout").total_seconds()
         in_vain = 0
         with self._scope.listener.subscribe(self._scope.session_id, nouns) as hints:
             while True:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from ...errors import InvalidInput, NotFound
 from ...ids import as_uuid, new_id
-from ...jsonable import check_text, dump_json
+from ...jsonable import check_names, check_text, dump_json
 from ...models.agents import AgentRecord
 from ...models.sessions import SessionRecord, SessionStatus
 from ...store.statements import statements
@@ -130,15 +130,11 @@ class Sessions:
             NotFound: there is no such session.
             SessionClosed: one of them is over.
         """
-        if isinstance(capabilities, str):
-            raise InvalidInput(f"capabilities is a list of names: write [{capabilities!r}].", field="capabilities")
         rows = self._executor.fetch_all(
             _AGENTS["join_sessions"],
             session_ids=list(session_ids),
             agent_id=check_text(agent_id, "agent_id", 100, 1),
-            capabilities=None
-            if capabilities is None
-            else [check_text(c, "capabilities", 100, 1) for c in capabilities],
+            capabilities=None if capabilities is None else check_names(capabilities, "capabilities", 100, 1),
             lease_id=lease_id,
         )
         return {row["session_id"]: AgentRecord.from_row(row) for row in rows}
