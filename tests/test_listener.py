@@ -20,7 +20,8 @@ import pytest
 
 from blackboard.errors import BlackboardError, ConfigurationError
 from blackboard.store import listener as module
-from blackboard.store.listener import Listener, Subscription
+from blackboard.store.listener import Listener
+from blackboard.store.subscription import Subscription
 
 from .serverfixture_listener import Pooler, WatchedServer, eventually
 

@@ -14,8 +14,9 @@ from ..ids import as_uuid, new_id
 from ..jsonable import check_text, dump_json
 from ..models.schedules import Firing, Missed, ScheduleRecord
 from ..store.executor import Executor, Row
-from ..store.listener import Listener, Subscription
+from ..store.listener import Listener
 from ..store.statements import statements
+from ..store.subscription import Subscription
 from .scope import Repository
 
 __all__ = ["Scheduler", "Schedules"]

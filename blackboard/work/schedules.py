@@ -15,7 +15,7 @@ from uuid import UUID
 from ..errors import TransientError, Unavailable
 from ..models.schedules import Firing
 from ..repository.schedules import Scheduler
-from ..store.listener import Subscription
+from ..store.subscription import Subscription
 
 __all__ = ["SchedulerLoop", "run_schedules"]
 
