@@ -25,7 +25,7 @@ BIN_DIR = os.environ.get("BLACKBOARD_TEST_PG_BIN")
 
 @pytest.mark.timeout(400)
 def test_a_small_storm(tmp_path: Path) -> None:
-    """Every kind of fault once and some again, in an order that is drawn; only how it ends is looked at.
+    """Every kind of fault once and some again, in an order that is drawn, on three sessions; only the end is looked at.
 
     Connections that are dead without a word take the product's patience (``tests/test_chaos_silence.py`` shortens it).
     """
@@ -38,6 +38,7 @@ def test_a_small_storm(tmp_path: Path) -> None:
     assert report.good, "\n".join(report.lines())
     assert set(faults) <= report.faults.keys()
     assert report.facts["tasks"] >= 120
+    assert report.facts["claims from several sessions"] > 0
     assert report.facts["starts of the server"] >= 3, "at first, after its restart and after its outage"
 
 
@@ -93,11 +94,11 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
 
 def test_a_report_is_for_people_and_for_programs() -> None:
     bad = Violation("nothing is lost", "one was lost", ("task 1", "task 2"))
-    report = Report({"seed": 7, "faults": ["kill"]}, 3.0, {"kill": 2}, {"tasks": 5}, [bad] * 7)
+    report = Report({"seed": 7, "sessions": 3, "faults": ["kill"]}, 3.0, {"kill": 2}, {"tasks": 5}, [bad] * 7)
     said = "\n".join(report.lines())
     assert not report.good
     assert "VIOLATED: nothing is lost (7 times)" in said
     assert said.count("one was lost") == 5
-    assert "run it again with --seed 7 --faults kill" in said
+    assert "run it again with --seed 7 --sessions 3 --faults kill" in said
     assert json.loads(json.dumps(report.json()))["violations"][0]["evidence"] == ["task 1", "task 2"]
     assert "everything held" in "\n".join(Report({"seed": 7, "faults": []}, 3.0, {}, {}).lines())

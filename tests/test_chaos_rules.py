@@ -16,7 +16,9 @@ from blackboard import Blackboard, NewTask, Session, TaskContext, Worker
 from blackboard.ids import new_id
 
 from .chaos.checks import RULES, Evidence, check
+from .chaos.feeder import Added
 from .chaos.handlers import TABLES
+from .chaos.reader import notes
 
 pytestmark = pytest.mark.fresh_database
 
@@ -60,12 +62,12 @@ async def evidence(
         assert (await worker.drain(scheduled=True)).completed == 2
     (tmp_path / "answered.jsonl").write_text("\n".join(answered) + "\n")
     page = await session.events.read()
-    (tmp_path / "read.jsonl").write_text(
+    notes(tmp_path, session.id).write_text(
         json.dumps({"cursor": page.cursor, "seqs": [event.seq for event in page.events]}) + "\n"
     )
-    added = {task.id: task.type for task in tasks if task.id is not None}
+    added = {task.id: Added(session.id, task.type) for task in tasks if task.id is not None}
     raw.execute("SET session_replication_role = replica")
-    return Evidence(raw, session.id, tmp_path, added, [], 30.0)
+    return Evidence(raw, (session.id,), tmp_path, added, [], 30.0)
 
 
 def afresh(evidence: Evidence) -> Evidence:
@@ -100,6 +102,7 @@ FORGERIES: dict[str, list[tuple[str, tuple[Any, ...]]]] = {
         (f"UPDATE blackboard.tasks SET status = 'failed' WHERE id = {ONE}", ()),
         (f"DELETE FROM blackboard.tasks WHERE id = {ONE}", ()),
         ("INSERT INTO blackboard.tasks (session_id, type) SELECT id, 'pay' FROM blackboard.sessions", ()),
+        (f"UPDATE blackboard.tasks SET session_id = gen_random_uuid() WHERE id = {ONE}", ()),
     ],
     "the ledger": [
         (f"INSERT INTO chaos.ledger SELECT * FROM chaos.ledger WHERE task_id = {ONE}", ()),
@@ -129,6 +132,7 @@ FORGERIES: dict[str, list[tuple[str, tuple[Any, ...]]]] = {
     "the fold": [
         (f"UPDATE blackboard.tasks SET priority = 9 WHERE id = {ONE}", ()),
         (f"UPDATE blackboard.tasks SET result = '2' WHERE id = {ONE}", ()),
+        ("UPDATE blackboard.events SET session_id = gen_random_uuid() WHERE type = 'task.completed'", ()),
         ("DELETE FROM blackboard.events WHERE type = 'task.completed'", ()),
         (f"DELETE FROM blackboard.tasks WHERE id = {ONE}", ()),
     ],
@@ -213,7 +217,7 @@ def test_a_lapse_too_soon_after_a_start_is_found(evidence: Evidence) -> None:
 
 
 def test_events_read_twice_or_lost_by_the_reader_are_found(evidence: Evidence) -> None:
-    file = evidence.home / "read.jsonl"
+    file = notes(evidence.home, evidence.session_ids[0])
     whole = file.read_text()
     file.write_text(whole + whole)
     assert any(rule.startswith("the reader") for rule in broken(evidence))
@@ -222,6 +226,19 @@ def test_events_read_twice_or_lost_by_the_reader_are_found(evidence: Evidence) -
     assert any(rule.startswith("the reader") for rule in broken(evidence))
     file.write_text(whole + whole[:20])
     assert broken(evidence) == set(), "half a line is none"
+
+
+async def test_every_session_is_looked_at(evidence: Evidence, board: Blackboard) -> None:
+    other = await board.start("another")
+    await other.limits.set("none", max_running=1)
+    wider = replace(evidence, session_ids=(*evidence.session_ids, other.id))
+    assert broken(wider) == {next(rule for rule in RULES if rule.startswith("the reader"))}
+    page = await other.events.read()
+    line = {"cursor": page.cursor, "seqs": [event.seq for event in page.events]}
+    notes(wider.home, other.id).write_text(json.dumps(line) + "\n")
+    assert broken(wider) == set(), "nor do limits of one session count what runs in another"
+    evidence.connection.execute("UPDATE blackboard.limit_usage SET running = 5 WHERE session_id = %s", (other.id,))
+    assert any(rule.startswith("no limit") for rule in broken(wider))
 
 
 def test_what_is_found_is_shown(evidence: Evidence) -> None:

@@ -75,7 +75,7 @@ WHERE lease_id = CAST(:lease_id AS uuid);
 
 -- name: list_cancel_requests
 -- Which of the tasks that a lease holds, by this claim or later ones, were asked to stop. Index: tasks_leased.
-SELECT id, attempt
+SELECT session_id, id, attempt
 FROM blackboard.tasks
 WHERE lease_id = CAST(:lease_id AS uuid) AND claim_id >= CAST(:oldest_claim_id AS uuid) AND cancel_requested;
 

@@ -75,6 +75,7 @@ class Lane:
         misses: how often in a row there was something that could not be claimed.
         not_before: when it is worth another claim after that.
         due_at: when its next scheduled task is due.
+        look_by: when it is to be looked at, however busy the others are: something is due, or a hint was lost.
         unheard: its listeners were not yet told what was claimed of it.
         in_vain: how many hints in a row came to nothing: others were quicker.
         left_out: the last claim from several lanes got nothing of it.
@@ -89,11 +90,17 @@ class Lane:
     misses: int = 0
     not_before: float = 0.0
     due_at: float | None = None
+    look_by: float = 0.0
     closed: bool = False
     unheard: bool = False
     in_vain: int = 0
     left_out: bool = False
     alone: bool = False
+
+    def moved(self) -> None:
+        """A task of it ended here: what was locked or held until then may be free."""
+        self.recheck = True
+        self.not_before = 0.0
 
     def notify(self) -> None:
         """Whoever waits for what becomes of tasks of this session looks again."""
@@ -200,7 +207,7 @@ class Core:
         """The task was completed in a transaction of its handler."""
         self.counts.completed += 1
         self.held.discard(ctx)
-        ctx.lane.recheck = True
+        ctx.lane.moved()
         ctx.lane.notify()
         self.intake.stir()
 

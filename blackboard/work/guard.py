@@ -182,16 +182,20 @@ class Guard:
                     await self._outage.wait(error)
                     continue
                 self._outage.over()
-                asked = {(row["id"], row["attempt"]) for row in rows}
+                asked = {(row["session_id"], row["id"], row["attempt"]) for row in rows}
                 if asked:
                     self._stop_asked(asked)
 
-    def _stop_asked(self, asked: set[tuple[UUID, int]]) -> None:
+    def _stop_asked(self, asked: set[tuple[UUID, UUID, int]]) -> None:
         core = self._core
+
+        def meant(ctx: TaskContext) -> bool:
+            return (ctx.lane.session.id, ctx.row["id"], ctx.row["attempt"]) in asked
+
         for ctx in tuple(core.running):
-            if (ctx.row["id"], ctx.row["attempt"]) in asked:
+            if meant(ctx):
                 self.interrupt(ctx, "cancelled")
-        for ctx in core.take_buffered(lambda ctx: (ctx.row["id"], ctx.row["attempt"]) in asked):
+        for ctx in core.take_buffered(meant):
             core.outbox.release(ctx)
 
     def _hand_back_stale(self) -> None:

@@ -80,7 +80,10 @@ class Intake:
                 await self._wait(None)
                 continue
             lanes = self._next()
-            emptied = [lane for lane in core.lanes if lane.recheck and not lane.hot]
+            now = monotonic()
+            emptied = [
+                lane for lane in core.lanes if not (lane.hot or lane.closed) and (lane.recheck or lane.look_by <= now)
+            ]
             try:
                 if emptied and (not lanes or monotonic() >= self._look_at):
                     await self._look(emptied)
@@ -291,6 +294,8 @@ class Intake:
             lane = by_id.pop(row["session_id"])
             due_in = row["due_in"]
             lane.due_at = None if due_in is None else now + due_in.total_seconds()
+            seconds = self._poll_seconds if due_in is None else min(self._poll_seconds, due_in.total_seconds())
+            lane.look_by = now + seconds
             if row["status"] not in {"active", "paused"}:
                 log.info("session %s is %s", lane.session.name, row["status"])
                 lane.closed = True

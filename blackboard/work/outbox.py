@@ -185,7 +185,7 @@ class Outbox:
     def _written(self, contexts: Sequence[TaskContext]) -> None:
         self._core.held.difference_update(contexts)
         for lane in {ctx.lane for ctx in contexts}:
-            lane.recheck = True
+            lane.moved()
             lane.notify()
         self._core.intake.stir()
 

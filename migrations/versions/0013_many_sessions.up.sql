@@ -687,6 +687,8 @@ AS $$
 DECLARE
     v_now timestamptz := blackboard.now();
     v_capabilities text[] := p_capabilities || ''::text;
+    -- Read once, and not for each session: of hundreds of them it is long.
+    v_notes jsonb := nullif(current_setting('blackboard.floors', true), '')::jsonb;
 BEGIN
     -- Who only looks is often the only one who is there.
     PERFORM 1 FROM blackboard.tasks t
@@ -724,7 +726,10 @@ BEGIN
                     -- What lies below a floor is looked at again when its time is over.
                     f.until - v_now) END
     FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
-    LEFT JOIN LATERAL blackboard.floors(s.id) f ON true;
+    LEFT JOIN LATERAL (
+        SELECT n.note -> 'floors' AS floors, (n.note ->> 'until')::timestamptz AS until
+        FROM (SELECT v_notes -> s.id::text OFFSET 0) n (note)
+        WHERE (n.note ->> 'until')::timestamptz > v_now) f ON true;
 END
 $$;
 
@@ -743,7 +748,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 SET enable_sort = off
 AS $$
 DECLARE
-    v_left integer := p_limit;
+    v_left integer := coalesce(p_limit, 1);
     v_share integer;
     v_below smallint;
     v_priority smallint;
@@ -756,6 +761,8 @@ DECLARE
     v_ids uuid[] := '{}';
     v_began timestamptz;
     v_took double precision;
+    -- Read once, and not for each session: of hundreds of them it is long.
+    v_notes jsonb := nullif(current_setting('blackboard.floors', true), '')::jsonb;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -775,7 +782,7 @@ BEGIN
                           WHERE t.session_id = s.id AND t.status = 'scheduled' AND t.run_at <= v_now)
           AND NOT EXISTS (SELECT FROM blackboard.tasks t
                           WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
-          AND NOT EXISTS (SELECT FROM blackboard.floors(s.id))
+          AND (v_notes -> s.id::text ->> 'until')::timestamptz > v_now IS NOT TRUE
     LOOP
         EXIT WHEN v_left <= 0;
         v_share := least(p_share, v_left);

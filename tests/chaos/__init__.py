@@ -2,7 +2,7 @@
 
 ``make chaos`` runs it for some minutes, ``tests/test_chaos.py`` a small one. Real processes of ``blackboard worker``
 (and one that reads events by cursor) work on a PostgreSQL of their own, each through a door of a TCP proxy, some through
-PgBouncer, under leases of a few seconds, while tasks are added all the time. Meanwhile, drawn from a seed:
+PgBouncer, under leases of a few seconds, while tasks are added all the time, to several sessions that each of them serves. Meanwhile, drawn from a seed:
 
 =========  ============================================================================================================
 kill       a process is killed outright (handlers also kill their own process, before and after their commit)
@@ -20,7 +20,7 @@ bouncer    PgBouncer is killed and started again
 =========  ============================================================================================================
 
 The handlers write to a ledger in the transaction that completes their task, and say at their start that they started.
-When everything runs again, and all tasks have ended, this must hold (``checks.py``):
+When everything runs again, and all tasks have ended, this must hold of every session (``checks.py``):
 
 - every task that was added has ended, as it was meant to; the ledger has exactly one row for each that completes in a
   transaction, of the attempt that completed it; no commit that was answered is missing;

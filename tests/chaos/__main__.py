@@ -34,6 +34,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
 def _faults(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in FAULTS]:
@@ -59,10 +66,13 @@ def main() -> int:
     parser.add_argument("--faults", type=_faults, default=tuple(FAULTS), metavar="NAME,…", help="all by default")
     parser.add_argument("--minutes", type=_positive, default=2.5, help="how long faults are begun")
     parser.add_argument("--workers", type=int, default=6, help="processes; every third goes through PgBouncer")
-    parser.add_argument("--tasks", type=int, default=3000, help="at least; spread over the time")
+    parser.add_argument("--sessions", type=_count, default=3, help="that every worker serves, fed unevenly")
+    parser.add_argument("--tasks", type=int, default=3000, help="at least; spread over the time and the sessions")
     parser.add_argument("--term", type=_positive, default=2.0, help="of a lease, seconds")
     parser.add_argument("--seed", type=int, default=None, help="of what happens; a new one by default")
-    parser.add_argument("--limits", choices=["yes", "no"], help="on what runs at once; with odd seeds by default")
+    parser.add_argument(
+        "--limits", choices=["yes", "no"], help="on what runs at once, in some sessions; with odd seeds by default"
+    )
     parser.add_argument("--durable", action="store_true", help="the server also syncs to disk")
     parser.add_argument("--json", action="store_true", help="the report on standard output as JSON")
     parser.add_argument("--keep", action="store_true", help="keep the logs also when all is well")
@@ -74,6 +84,7 @@ def main() -> int:
         faults=options.faults,
         seconds=60 * options.minutes,
         workers=options.workers,
+        sessions=options.sessions,
         tasks=options.tasks,
         term=options.term,
         limited=options.limits == "yes" or (options.limits is None and seed % 2 == 1),

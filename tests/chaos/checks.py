@@ -1,4 +1,4 @@
-"""What must hold after the storm, asked of the database, of the reader and of the workers' own notes."""
+"""What must hold after the storm in each of its sessions, asked of the database, of the reader and of the workers' own notes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from psycopg.rows import namedtuple_row
 
 from blackboard.models.tasks import FINAL, TRANSITIONS, TaskStatus
 
+from .feeder import Added
 from .handlers import IN_TRANSACTION, MEANT_TO_DIE
-from .reader import pages
+from .reader import notes, pages
 from .report import Violation
 
 __all__ = ["RULES", "Evidence", "check"]
@@ -33,6 +34,7 @@ class Step(NamedTuple):
     actor: str
     type: str
     task_id: UUID
+    session_id: UUID
     data: dict[str, Any]
 
 
@@ -42,17 +44,17 @@ class Evidence:
 
     Attributes:
         connection: to the database.
-        session_id: whose tasks.
+        session_ids: all there are.
         home: where processes wrote things down.
-        added: the type of every task whose adding was answered.
+        added: the session and the type of every task whose adding was answered.
         starts: when the server started, by its own clock.
         term: of the workers' leases, seconds.
     """
 
     connection: psycopg.Connection[Any]
-    session_id: UUID
+    session_ids: tuple[UUID, ...]
     home: Path
-    added: dict[UUID, str]
+    added: dict[UUID, Added]
     starts: list[Any]
     term: float
 
@@ -64,18 +66,17 @@ class Evidence:
     @cached_property
     def tasks(self) -> dict[UUID, dict[str, Any]]:
         """Every row, as JSON."""
-        sql = "SELECT id, to_jsonb(t) AS row FROM blackboard.tasks t WHERE session_id = %s"
-        return {row.id: row.row for row in self.rows(sql, self.session_id)}
+        return {row.id: row.row for row in self.rows("SELECT id, to_jsonb(t) AS row FROM blackboard.tasks t")}
 
     @cached_property
     def steps(self) -> dict[UUID, list[Step]]:
         """The events of every task, in order."""
         sql = (
-            "SELECT seq, at, actor, type, subject_id, data FROM blackboard.events "
-            "WHERE session_id = %s AND type LIKE 'task.%%' ORDER BY seq"
+            "SELECT seq, at, actor, type, subject_id, session_id, data FROM blackboard.events "
+            "WHERE type LIKE 'task.%' ORDER BY seq"
         )
         found: dict[UUID, list[Step]] = defaultdict(list)
-        for row in self.rows(sql, self.session_id):
+        for row in self.rows(sql):
             found[row.subject_id].append(Step(*row))
         return found
 
@@ -104,7 +105,9 @@ class Evidence:
 
     def story(self, task_id: UUID) -> tuple[str, ...]:
         """All that is known of a task, in lines."""
-        lines = [f"task {task_id} ({self.added.get(task_id, 'never added')})"]
+        added = self.added.get(task_id)
+        said = "never added" if added is None else f"{added.type}, session {added.session_id}"
+        lines = [f"task {task_id} ({said})"]
         lines += [
             f"{step.at:%H:%M:%S.%f} {step.seq} {step.type} by {step.actor} {json.dumps(step.data)[:300]}"
             for step in self.steps[task_id]
@@ -124,10 +127,20 @@ class Evidence:
             "attempts failed": types["task.retried"] + types["task.dead"],
             "attempts released": types["task.released"],
             "outcomes refused": types["task.result_refused"],
-            "events": self.rows("SELECT count(*) FROM blackboard.events WHERE session_id = %s", self.session_id)[0][0],
+            "claims from several sessions": self.wide("task.assigned"),
+            "writes to several sessions": self.wide("task.completed"),
+            "events": self.rows("SELECT count(*) FROM blackboard.events")[0][0],
             "leases": self.rows("SELECT count(*) FROM blackboard.leases")[0][0],
             "starts of the server": len(self.starts),
         }
+
+    def wide(self, type_: str) -> int:
+        """How many transactions did that in several sessions."""
+        sql = (
+            "SELECT count(*) FROM (SELECT FROM blackboard.events WHERE type = %s "
+            "GROUP BY tx HAVING count(DISTINCT session_id) > 1) wide"
+        )
+        return int(self.rows(sql, type_)[0][0])
 
 
 Finding = tuple[str, UUID | None]
@@ -156,10 +169,10 @@ def check(evidence: Evidence) -> list[Violation]:
 
 @_rule("every task that was added is there and has ended as it was meant to, and no other is there")
 def _ended(evidence: Evidence) -> Iterator[Finding]:
-    for task_id, type_ in evidence.added.items():
+    for task_id, added in evidence.added.items():
         row = evidence.tasks.get(task_id)
-        meant = TaskStatus.DEAD if type_ in MEANT_TO_DIE else TaskStatus.COMPLETED
-        if row is None:
+        meant = TaskStatus.DEAD if added.type in MEANT_TO_DIE else TaskStatus.COMPLETED
+        if row is None or row["session_id"] != str(added.session_id):
             yield f"{task_id} was added, and is not there", task_id
         elif row["status"] != meant:
             yield f"{task_id} is {row['status']}, and should be {meant}: {row['error']}", task_id
@@ -228,12 +241,12 @@ def _named(evidence: Evidence) -> Iterator[Finding]:
     sql = (
         "SELECT subject_id, seq, type, before, after FROM ("
         "SELECT subject_id, seq, type, data ->> 'status' AS after, NULLIF(data -> 'error', 'null') AS error, "
-        "lag(data ->> 'status') OVER (PARTITION BY subject_id ORDER BY seq) AS before "
-        "FROM blackboard.events WHERE session_id = %s AND type LIKE 'task.%%' AND data ? 'status') steps "
+        "lag(data ->> 'status') OVER (PARTITION BY session_id, subject_id ORDER BY seq) AS before "
+        "FROM blackboard.events WHERE type LIKE 'task.%' AND data ? 'status') steps "
         "WHERE type IS DISTINCT FROM CASE WHEN before IS NULL THEN 'task.created' "
         "ELSE blackboard.task_event(before, after, error) END ORDER BY seq"
     )
-    for row in evidence.rows(sql, evidence.session_id):
+    for row in evidence.rows(sql):
         yield f"{row.subject_id} went from {row.before} to {row.after} by {row.type} at {row.seq}", row.subject_id
 
 
@@ -244,6 +257,8 @@ def _fold(evidence: Evidence) -> Iterator[Finding]:
         for step in evidence.steps[task_id]:
             folded |= step.data
         wrong = {name: (value, row[name]) for name, value in folded.items() if name in row and row[name] != value}
+        if any(str(step.session_id) != row["session_id"] for step in evidence.steps[task_id]):
+            yield f"{task_id} has events in another session", task_id
         if wrong:
             yield f"{task_id}: by its events and by its row: {wrong}", task_id
     for task_id in evidence.steps.keys() - evidence.tasks.keys():
@@ -270,24 +285,25 @@ def _started_once(evidence: Evidence) -> Iterator[Finding]:
 
 @_rule("a result is kept aside only if another attempt counted")
 def _late(evidence: Evidence) -> Iterator[Finding]:
-    sql = "SELECT task_id, attempt, agent_id FROM blackboard.late_results WHERE session_id = %s AND result IS NOT NULL"
-    for row in evidence.rows(sql, evidence.session_id):
+    sql = "SELECT task_id, attempt, agent_id FROM blackboard.late_results WHERE result IS NOT NULL"
+    for row in evidence.rows(sql):
         claim = evidence.completion(row.task_id)
         if claim is not None and claim.data["attempt"] == row.attempt:
             yield f"the result of attempt {row.attempt} of {row.task_id} counted, and is called late", row.task_id
 
 
-@_rule("the reader by cursor saw every event, once")
+@_rule("the reader by cursor saw every event of every session, once")
 def _read(evidence: Evidence) -> Iterator[Finding]:
-    written = {row.seq for row in evidence.rows("SELECT seq FROM blackboard.events WHERE session_id = %s",
-                                                evidence.session_id)}  # fmt: skip
-    read = Counter(seq for _, seqs in pages(evidence.home / "read.jsonl") for seq in seqs)
-    if missed := sorted(written - read.keys()):
-        yield f"{len(missed)} were missed, {missed[:10]} first", None
-    if made_up := sorted(read.keys() - written):
-        yield f"{len(made_up)} were read that are not there any more, {made_up[:10]} first", None
-    if twice := sorted(seq for seq, count in read.items() if count > 1):
-        yield f"{len(twice)} were read more than once, {twice[:10]} first", None
+    for session_id in evidence.session_ids:
+        rows = evidence.rows("SELECT seq FROM blackboard.events WHERE session_id = %s", session_id)
+        written = {row.seq for row in rows}
+        read = Counter(seq for _, seqs in pages(notes(evidence.home, session_id)) for seq in seqs)
+        if missed := sorted(written - read.keys()):
+            yield f"{len(missed)} of {session_id} were missed, {missed[:10]} first", None
+        if made_up := sorted(read.keys() - written):
+            yield f"{len(made_up)} of {session_id} were read that are not there, {made_up[:10]} first", None
+        if twice := sorted(seq for seq, count in read.items() if count > 1):
+            yield f"{len(twice)} of {session_id} were read more than once, {twice[:10]} first", None
 
 
 @_rule("nothing lapses within one term of a start of the server")
@@ -304,24 +320,29 @@ def _mercy(evidence: Evidence) -> Iterator[Finding]:
 
 @_rule("no limit was ever exceeded, and none counts what does not run")
 def _limits(evidence: Evidence) -> Iterator[Finding]:
-    sql = "SELECT name, type, per_key, max_running FROM blackboard.limits WHERE session_id = %s"
-    limits = evidence.rows(sql, evidence.session_id)
+    limits = evidence.rows("SELECT session_id, name, type, per_key, max_running FROM blackboard.limits")
+    types = {task_id: row["type"] for task_id, row in evidence.tasks.items()}
     keys = {task_id: row["limit_key"] for task_id, row in evidence.tasks.items()}
-    running: dict[tuple[str, str | None], set[UUID]] = defaultdict(set)
+    running: dict[tuple[UUID, str, str | None], set[UUID]] = defaultdict(set)
     for step in sorted(step for steps in evidence.steps.values() for step in steps if "status" in step.data):
         for limit in limits:
             key = keys.get(step.task_id) if limit.per_key else None
-            if limit.type not in {None, evidence.added.get(step.task_id)} or (limit.per_key and key is None):
+            if limit.session_id != step.session_id or (limit.per_key and key is None):
                 continue
-            held = running[limit.name, key]
+            if limit.type not in {None, types.get(step.task_id)}:
+                continue
+            held = running[limit.session_id, limit.name, key]
             if step.data["status"] == "running":
                 held.add(step.task_id)
                 if len(held) > limit.max_running:
                     yield f"{len(held)} ran at {step.seq} under the limit {limit.name!r} ({key})", step.task_id
             else:
                 held.discard(step.task_id)
-    sql = "SELECT limit_id, key, counted, slots, running FROM blackboard.check_limits(%s)"
-    for row in evidence.rows(sql, evidence.session_id):
+    sql = (
+        "SELECT limit_id, key, counted, slots, running "
+        "FROM blackboard.sessions s, LATERAL blackboard.check_limits(s.id)"
+    )
+    for row in evidence.rows(sql):
         yield (
             f"limit {row.limit_id} ({row.key}) counts {row.counted}, by {row.slots} slots, and {row.running} run",
             None,

@@ -1,4 +1,7 @@
-"""Adds tasks all the time, through a door like everybody else; what it was told was added must be there."""
+"""Adds tasks all the time, through a door like everybody else; what it was told was added must be there.
+
+Sessions are fed unevenly: the first gets most, and now and then all of them get something in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
+
+import psycopg
 
 from blackboard.errors import TransientError, Unavailable
 from blackboard.ids import new_id
 from blackboard.models.tasks import NewTask
-from blackboard.sync import Session
+from blackboard.sync import Blackboard, Session
 
-__all__ = ["Feeder"]
+__all__ = ["Added", "Feeder"]
 
 _MIX = {
     "pay": 30,
@@ -30,6 +35,16 @@ _MIX = {
     "doom": 3,
 }
 _BATCH = 10
+_TO_ALL = 0.3
+"""How often all sessions get something at once, which is done at once: what is claimed and completed across them."""
+_QUICK = ("plain", "plain", "plain", "pay")
+
+
+class Added(NamedTuple):
+    """A task whose adding was answered."""
+
+    session_id: UUID
+    type: str
 
 
 @dataclass
@@ -37,20 +52,24 @@ class Feeder:
     """Keeps workers busy from ``start`` to ``stop``, and until at least ``tasks`` were added.
 
     Attributes:
-        session: where; of a handle of its own.
+        board: a handle of its own.
+        sessions: where, by their ids.
         random: decides what.
         tasks: how many at least.
         seconds: over which they are spread.
         term: of the leases; slow tasks take up to that.
-        added: the type of every task whose adding was answered.
+        types: only these; none means all.
+        added: the session and the type of every task whose adding was answered.
     """
 
-    session: Session
+    board: Blackboard
+    sessions: dict[UUID, Session]
     random: random.Random
     tasks: int
     seconds: float
     term: float
-    added: dict[UUID, str] = field(default_factory=dict[UUID, str])
+    types: tuple[str, ...] = ()
+    added: dict[UUID, Added] = field(default_factory=dict[UUID, Added])
     failed: BaseException | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -77,34 +96,50 @@ class Feeder:
         if self.failed is not None:
             raise self.failed
 
-    def insist(self, tasks: list[NewTask]) -> None:
-        """The tasks are added; the same ids however often that takes."""
+    def insist(self, tasks: dict[UUID, list[NewTask]]) -> None:
+        """The tasks are added to the sessions of those ids; the same ids however often that takes."""
         while True:
             try:
-                self.session.tasks.add_many(tasks)
-            except (Unavailable, TransientError):
+                self._add(tasks)
+            except (Unavailable, TransientError, psycopg.OperationalError):
                 time.sleep(0.1)
             else:
-                self.added.update((task.id, task.type) for task in tasks if task.id is not None)
-                return
+                break
+        for session_id, new in tasks.items():
+            self.added.update((task.id, Added(session_id, task.type)) for task in new if task.id is not None)
+
+    def _add(self, tasks: dict[UUID, list[NewTask]]) -> None:
+        if len(tasks) == 1:
+            [(session_id, new)] = tasks.items()
+            self.sessions[session_id].tasks.add_many(new)
+            return
+        with psycopg.connect(self.board.url, connect_timeout=10) as connection:
+            bound = self.board.bind(connection)
+            for session_id, new in tasks.items():
+                bound.session(session_id).tasks.add_many(new)
 
     @property
     def mix(self) -> Counter[str]:
         """How many of each type."""
-        return Counter(self.added.values())
+        return Counter(added.type for added in self.added.values())
 
     def _run(self) -> None:
-        pause = self.seconds * _BATCH / self.tasks
         try:
             while not self._stopping.is_set() or len(self.added) < self.tasks:
-                self.insist(self._batch())
-                self._stopping.wait(pause)
+                before, ids = len(self.added), list(self.sessions)
+                if self.random.random() < _TO_ALL:
+                    self.insist({one: self._batch(self.types or _QUICK, _BATCH // 2) for one in ids})
+                else:
+                    # The first session gets as much as the last one times the square of their number.
+                    [one] = self.random.choices(ids, [n * n for n in range(len(ids), 0, -1)])
+                    self.insist({one: self._batch(self.types or tuple(_MIX), _BATCH)})
+                self._stopping.wait(self.seconds * (len(self.added) - before) / self.tasks)
         except BaseException as error:
             self.failed = error
 
-    def _batch(self) -> list[NewTask]:
+    def _batch(self, types: tuple[str, ...], count: int) -> list[NewTask]:
         tasks: list[NewTask] = []
-        for type_ in self.random.choices(list(_MIX), list(_MIX.values()), k=_BATCH):
+        for type_ in self.random.choices(types, [_MIX[type_] for type_ in types], k=count):
             before = [task.id for task in tasks if task.id is not None and task.type != "doom"]
             tasks.append(
                 NewTask(
@@ -125,6 +160,8 @@ class Feeder:
     def _parameters(self, type_: str) -> dict[str, Any]:
         if type_ == "pay_slowly":
             return {"before": self.random.uniform(0, self.term), "held": self.random.uniform(0, self.term / 2)}
+        if type_ == "plain" and self.random.random() < 0.3:
+            return {"before": self.random.uniform(0, self.term)}
         if type_ == "pay_blocking":
             return {"before": self.random.uniform(0, self.term / 2)}
         if type_ == "pay_and_die":

@@ -165,8 +165,9 @@ async def pay_and_die(ctx: TaskContext) -> None:
 
 @handlers.handler("plain", retry=_AGAIN)
 async def plain(ctx: TaskContext) -> object:
-    """No transaction: its completion is written beside it, with others."""
+    """No transaction: its completion is written beside it, with others, those of other sessions among them."""
     await _started(ctx)
+    await asyncio.sleep(ctx.parameters.get("before", 0.0))
     return {"attempt": ctx.task.attempt}
 
 
@@ -187,7 +188,7 @@ def make(board: Blackboard) -> Worker:
     """The worker that the environment asks for."""
     return Worker(
         board,
-        os.environ["CHAOS_SESSION"],
+        os.environ["CHAOS_SESSIONS"].split(","),
         agent_id=os.environ["CHAOS_AGENT"],
         capabilities=["storm"],
         concurrency=int(os.environ["CHAOS_CONCURRENCY"]),

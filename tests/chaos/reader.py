@@ -1,6 +1,6 @@
-"""A reader of events by cursor, for the whole storm: ``python -m chaos.reader``, set up by its environment.
+"""A reader of events by cursor, of all sessions, for the whole storm: ``python -m chaos.reader``, set up by its environment.
 
-It writes one line for a page, with the cursor after it, so that a reader that was killed goes on where it was.
+It writes one line for a page, in a file for each session, with the cursor after it, so that a reader that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from pathlib import Path
 from blackboard import Blackboard, Session
 from blackboard.errors import TransientError, Unavailable
 
-__all__ = ["pages"]
+__all__ = ["notes", "pages"]
+
+
+def notes(home: Path, session_id: object) -> Path:
+    """Where the reader writes what it has read of that session."""
+    return home / f"read-{session_id}.jsonl"
 
 
 def pages(file: Path) -> list[tuple[str, list[int]]]:
@@ -55,9 +60,12 @@ async def main() -> None:
     while not stopping.is_set():
         try:
             async with Blackboard.open(os.environ["BLACKBOARD_URL"]) as board:
-                session = await board.session(os.environ["CHAOS_SESSION"])
+                home = Path(os.environ["CHAOS_HOME"])
+                sessions = [await board.session(one) for one in os.environ["CHAOS_SESSIONS"].split(",")]
                 print("is at work", flush=True)
-                await _follow(session, Path(os.environ["CHAOS_HOME"]) / "read.jsonl", stopping)
+                async with asyncio.TaskGroup() as followers:
+                    for session in sessions:
+                        followers.create_task(_follow(session, notes(home, session.id), stopping))
         except (Unavailable, TransientError) as error:
             # Only at the start: one handle must last.
             print(f"not yet: {error}", flush=True)

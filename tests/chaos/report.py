@@ -73,4 +73,6 @@ class Report:
             if len(found) > _SHOWN:
                 yield "  …"
         yield ""
-        yield f"run it again with --seed {self.options['seed']} --faults {','.join(self.options['faults'])}"
+        options = self.options
+        faults = ",".join(options["faults"])
+        yield f"run it again with --seed {options['seed']} --sessions {options['sessions']} --faults {faults}"

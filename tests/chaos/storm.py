@@ -24,7 +24,7 @@ from .feeder import Feeder
 from .handlers import TABLES
 from .machines import Bouncer, Process, Server, eventually
 from .proxy import Door, Proxy
-from .reader import pages
+from .reader import notes, pages
 from .report import Report, Violation
 
 __all__ = ["Options", "Storm", "Target"]
@@ -42,21 +42,25 @@ class Options:
         seed: what happens is drawn from it; when it happens is not.
         faults: which kinds; each comes once before any comes again.
         seconds: how long faults are begun, at least.
-        workers: processes.
-        tasks: added at least.
+        workers: processes; each serves all sessions.
+        sessions: how many.
+        tasks: added at least, to all sessions together.
         term: of a lease, seconds.
         pause: the longest time between the beginnings of two faults, seconds.
         concurrency: handlers at once in a worker.
         patience: seconds after which what must happen in the end counts as never happening.
-        limited: there are limits on what runs at once, so that claims go the longer way.
+        limited: there are limits on what runs at once, so that claims go the longer way; with several sessions in every
+            third one, so that claims from several leave it out.
         durable: the server also syncs to disk.
         bin_dir: of PostgreSQL's programs.
+        types: of tasks; none means all.
     """
 
     seed: int
     faults: tuple[str, ...]
     seconds: float = 150.0
     workers: int = 6
+    sessions: int = 3
     tasks: int = 3000
     term: float = 2.0
     pause: float = 2.0
@@ -65,6 +69,7 @@ class Options:
     limited: bool = False
     durable: bool = False
     bin_dir: Path | None = None
+    types: tuple[str, ...] = ()
 
 
 @dataclass
@@ -146,14 +151,17 @@ class Storm:
         proxy = stack.enter_context(Proxy())
         feeding = proxy.door("feeder", str(self.server.socket))
         board = stack.enter_context(Blackboard.open(feeding.url(self.server.url), actor="chaos/feeder"))
-        self.session = board.start("storm")
+        self.sessions = [board.start(f"storm-{number}") for number in range(options.sessions)]
         if options.limited:
-            self.session.limits.set("all", max_running=max(2, options.workers * options.concurrency * 2 // 3))
-            self.session.limits.set("slow", type="pay_slowly", max_running=options.workers + 1)
-            self.session.limits.set("by key", per_key=True, max_running=2)
+            for session in self.sessions[1::3] or self.sessions:
+                slots = options.workers * options.concurrency // len(self.sessions)
+                session.limits.set("all", max_running=max(2, slots * 2 // 3))
+                session.limits.set("slow", type="pay_slowly", max_running=1 + options.workers // len(self.sessions))
+                session.limits.set("by key", per_key=True, max_running=2)
         self.feeder = Feeder(
-            self.session, random.Random(options.seed + 1), options.tasks, options.seconds, options.term
-        )
+            board, {session.id: session for session in self.sessions}, random.Random(options.seed + 1), options.tasks,
+            options.seconds, options.term, options.types,
+        )  # fmt: skip
         self.feeder_door = feeding
         self.targets.append(self._reader(proxy))
         self.targets += [self._worker(proxy, number) for number in range(options.workers)]
@@ -185,7 +193,7 @@ class Storm:
             "BLACKBOARD_URL": door.url(self.server.url),
             "BLACKBOARD_LEASE_TERM": str(self.options.term),
             "BLACKBOARD_POLL_INTERVAL": "0.3",
-            "CHAOS_SESSION": str(self.session.id),
+            "CHAOS_SESSIONS": ",".join(str(session.id) for session in self.sessions),
             "CHAOS_HOME": str(self.home),
             "PYTHONUNBUFFERED": "1",
         }
@@ -205,7 +213,8 @@ class Storm:
             self.violations.append(Violation("everything comes to an end", str(error), shown))
         with self.server.connect() as connection:
             options = self.options
-            evidence = Evidence(connection, self.session.id, self.home, self.feeder.added, self.starts, options.term)
+            ids = tuple(session.id for session in self.sessions)
+            evidence = Evidence(connection, ids, self.home, self.feeder.added, self.starts, options.term)
             self.violations += check(evidence)
             facts = evidence.facts()
         facts["processes killed from outside"] = sum(target.process.killed for target in self.targets)
@@ -320,15 +329,19 @@ class Storm:
 
     def _all_read(self) -> bool:
         self.look_after()
-        rows = self.server.ask("SELECT count(*) FROM blackboard.events WHERE session_id = %s", self.session.id)
-        read = sum(len(seqs) for _, seqs in pages(self.home / "read.jsonl"))
-        return rows is not None and read >= rows[0][0]
+        rows = self.server.ask("SELECT session_id, count(*) FROM blackboard.events GROUP BY 1")
+        return rows is not None and all(
+            sum(len(seqs) for _, seqs in pages(notes(self.home, session_id))) >= count
+            for session_id, count in rows
+            if session_id in self.feeder.sessions
+        )
 
     def _call_the_roll(self, patience: float) -> None:
-        """Each worker has done a task that only it could have."""
+        """Each worker has done a task that only it could have, in each session."""
         workers = [target.process.name for target in self.targets if target.works]
-        calls = [NewTask(id=new_id(), type="here", assigned_to=name, max_attempts=1000) for name in workers]
-        self.feeder.insist(calls)
+        for session in self.sessions:
+            calls = [NewTask(id=new_id(), type="here", assigned_to=name, max_attempts=1000) for name in workers]
+            self.feeder.insist({session.id: calls})
         eventually(self._finished, patience, f"an answer of each of {', '.join(workers)}")
 
     def progress(self, left: float) -> str:
