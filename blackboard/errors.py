@@ -29,6 +29,7 @@
     ├── NotPermitted                    this agent may not do that
     ├── LeaseLost                       the work was taken from a holder that went silent
     ├── LockNotAcquired                 somebody else held the lock until the time was up
+    ├── TaskNotCompleted                the task ended without a result; names status, error_code, error_message
     ├── WaitTimeout                     what was waited for did not happen in time
     ├── WaitNotAllowed                  a verb that waits was called inside a caller's transaction
     ├── CursorExpired                   the events after this cursor were pruned
@@ -68,6 +69,7 @@ __all__ = [
     "ServerUnreachable",
     "SessionClosed",
     "SwarmFileError",
+    "TaskNotCompleted",
     "TooManyConnections",
     "TransientError",
     "Unavailable",
@@ -276,6 +278,15 @@ class LockNotAcquired(BlackboardError):
 
     code = "lock_not_acquired"
     retryable = True
+
+
+class TaskNotCompleted(BlackboardError):
+    """The task whose result was asked for ended failed, dead or cancelled, and has none.
+
+    ``details`` hold ``id``, ``status``, and of its last error ``error_code`` and ``error_message`` (each may be None).
+    """
+
+    code = "task_not_completed"
 
 
 class WaitTimeout(BlackboardError):

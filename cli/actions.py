@@ -128,4 +128,4 @@ def reject(desk: Desk, *, action_id: ActionId, by: By = None, reason: Reason = "
 
 
 def _action(desk: Desk, session: Session, given: str) -> UUID:
-    return resolve(desk, given, "action_id", lambda: session.actions.list(limit=10_000))
+    return resolve(desk, given, "action_id", session.actions.ids_like)

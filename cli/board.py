@@ -181,7 +181,7 @@ _TASKS = [
     Column("id", _id),
     Column("status", lambda t: t.status, "status"),
     Column("type", lambda t: t.type, grow=True),
-    Column("assigned to", lambda t: t.assigned_to, most=0.3),
+    Column("assigned to", lambda t: t.assignee, most=0.3),
     Column("priority", lambda t: f"p{t.priority}"),
 ]
 _PROPOSALS = [

@@ -158,4 +158,4 @@ def _amount(text: str, field: str) -> Decimal:
 
 
 def _task(desk: Desk, session: Session, given: str) -> UUID:
-    return resolve(desk, given, "task_id", lambda: session.tasks.list(limit=10_000))
+    return resolve(desk, given, "task_id", session.tasks.ids_like)

@@ -139,7 +139,7 @@ def discard(
 
 
 def _dead(desk: Desk, session: Session, given: str) -> UUID:
-    return resolve(desk, given, "task_id", lambda: session.tasks.dead_letters(limit=10_000), noun="dead letter")
+    return resolve(desk, given, "task_id", session.tasks.dead_ids_like, noun="dead letter")
 
 
 def _told(desk: Desk, found: list[UUID], what: str) -> None:

@@ -189,7 +189,7 @@ class Desk:
         if len(found) > 1:
             shown = ", ".join(str(one) for one in found[:10])
             raise InvalidInput(
-                f"{given!r} fits {len(found)} ids; give more of it: {shown}{' …' if len(found) > 10 else ''}.",
+                f"{given!r} fits several ids; give more of it: {shown}{' …' if len(found) > 10 else ''}.",
                 field=field,
                 matches=[str(one) for one in found[:100]],
             )

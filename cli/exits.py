@@ -16,7 +16,7 @@ INTERRUPTED: Final = 130
 
 MEANINGS: Final[dict[int, str]] = {
     OK: "done",
-    REFUSED: "the board refused: a conflict, a closed session, not permitted",
+    REFUSED: "the board refused: a conflict, a closed session, not permitted, no result",
     INVALID: "the command or a value is wrong, or a setting is",
     NOT_FOUND: "there is no such thing",
     UNAVAILABLE: "the database or its schema cannot serve us",
@@ -31,6 +31,7 @@ _CODES: Final[dict[str, int]] = {
     "LeaseLost": LOST,
     "LockNotAcquired": LOST,
     "NotFound": NOT_FOUND,
+    "TaskNotCompleted": REFUSED,
     "TransientError": UNAVAILABLE,
     "Unavailable": UNAVAILABLE,
     "WaitTimeout": LOST,

@@ -17,7 +17,7 @@ from .values import coming, document, duration
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from blackboard import Stage
+    from blackboard import After, Stage
     from blackboard.sync import Session
 
 __all__ = ["app", "stages_of"]
@@ -141,8 +141,93 @@ def cancel(
     _say(desk, session.flows.cancel(_flow(desk, session, flow_id), reason))
 
 
+@command(
+    app,
+    "modify",
+    example="""
+    blackboard flow modify 5e1c9a07 --expected-version 1 --add stages.yaml --remove draft
+    blackboard flow modify 5e1c9a07 --expected-version 2 --rewire '{"report": ["look", "fix"]}'
+    blackboard flow modify 5e1c9a07 --expected-version 3 --reprioritise '{"report": 9}'
+    """,
+)
+def modify(
+    desk: Desk,
+    *,
+    flow_id: FlowId,
+    expected_version: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The version of the flow that the change is made for.")
+    ],
+    add: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML: new stages, a list or under stages; - for stdin.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="This stage goes; repeat it for more.")
+    ] = None,
+    rewire: Annotated[
+        str | None, typer.Option(metavar="JSON", help="What stages come after, by their names; @FILE or -.")
+    ] = None,
+    reprioritise: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Priorities of stages, by their names; @FILE or -.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="TEXT", help="The idempotency key.")] = None,
+) -> None:
+    """Change stages of a flow that have not started, all together."""
+    session = desk.session()
+    changed = session.flows.modify(
+        _flow(desk, session, flow_id),
+        expected_version,
+        add=[] if add is None else stages_of(_added(add)),
+        remove=remove or (),
+        rewire=_rewired(document(rewire, "rewire")),
+        reprioritise=_reprioritised(document(reprioritise, "reprioritise")),
+        key=key,
+    )
+    _say(desk, changed)
+
+
+def _added(file: str) -> Any:
+    found = _yaml(file)
+    return cast("dict[str, Any]", found).get("stages") if isinstance(found, dict) else found
+
+
+def _rewired(given: Any) -> dict[str, list[str | After]] | None:
+    from pydantic import ValidationError
+
+    from blackboard import After
+    from blackboard.errors import InvalidInput
+
+    if given is None:
+        return None
+    wrong = InvalidInput(
+        'rewire must be JSON such as {"report": ["look", {"stage": "fix", "on_failure": "continue"}]}.', field="rewire"
+    )
+    if not isinstance(given, dict):
+        raise wrong
+    found: dict[str, list[str | After]] = {}
+    for name, after in cast("dict[str, Any]", given).items():
+        edges: Any = [after] if isinstance(after, str) else after
+        if not isinstance(edges, list):
+            raise wrong
+        try:
+            found[name] = [edge if isinstance(edge, str) else After(**edge) for edge in cast("list[Any]", edges)]
+        except (TypeError, ValidationError):
+            raise wrong from None
+    return found
+
+
+def _reprioritised(given: Any) -> dict[str, int] | None:
+    from blackboard.errors import InvalidInput
+
+    if given is None:
+        return None
+    priorities = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    if not priorities or any(type(priority) is not int for priority in priorities.values()):
+        raise InvalidInput('reprioritise must be JSON such as {"report": 9}.', field="reprioritise")
+    return priorities
+
+
 def _flow(desk: Desk, session: Session, given: str) -> UUID:
-    return resolve(desk, given, "flow_id", lambda: session.flows.list(limit=10_000))
+    return resolve(desk, given, "flow_id", session.flows.ids_like)
 
 
 def _say(desk: Desk, flow: Any) -> None:
@@ -173,7 +258,7 @@ def _show(desk: Desk, flow: Any) -> None:
     desk.out.records(flow.stages, _STAGES, empty="No stages.")
 
 
-def _read(file: str) -> dict[str, Any]:
+def _yaml(file: str) -> Any:
     import yaml
 
     from blackboard.errors import InvalidInput
@@ -183,9 +268,15 @@ def _read(file: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InvalidInput(f"The flow cannot be read from {file}: {error}.", field="file") from None
     try:
-        found: Any = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidInput(f"{file} is no YAML: {' '.join(str(error).split())}.", field="file") from None
+
+
+def _read(file: str) -> dict[str, Any]:
+    from blackboard.errors import InvalidInput
+
+    found = _yaml(file)
     if not isinstance(found, dict):
         raise InvalidInput(f"{file} must hold name, inputs and stages.", field="file")
     known = {"name", "inputs", "stages"}

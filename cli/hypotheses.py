@@ -150,4 +150,4 @@ def validate(
 
 
 def _hypothesis(desk: Desk, session: Session, given: str) -> UUID:
-    return resolve(desk, given, "hypothesis_id", lambda: session.hypotheses.list(limit=10_000))
+    return resolve(desk, given, "hypothesis_id", session.hypotheses.ids_like)

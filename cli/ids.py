@@ -6,14 +6,14 @@ Ids are UUIDv7: those made in the same minute begin alike, so tables show their 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 if TYPE_CHECKING:
     from .desk import Desk
 
-__all__ = ["fits", "looks_partial", "resolve", "short"]
+__all__ = ["digits", "fits", "looks_partial", "resolve", "short"]
 
 _PARTIAL = re.compile(r"…?[0-9a-f-]{6,36}", re.IGNORECASE)
 
@@ -28,23 +28,28 @@ def looks_partial(text: str) -> bool:
     return _PARTIAL.fullmatch(text) is not None
 
 
+def digits(text: str) -> str:
+    """The digits of a part of an id, as it may be typed."""
+    return text.lower().removeprefix("…").replace("-", "")
+
+
 def fits(text: str, value: UUID) -> bool:
     """Whether ``value`` begins or ends with ``text``, dashes or not."""
-    digits = text.lower().removeprefix("…").replace("-", "")
-    return len(digits) >= 6 and (value.hex.startswith(digits) or value.hex.endswith(digits))
+    part = digits(text)
+    return len(part) >= 6 and (value.hex.startswith(part) or value.hex.endswith(part))
 
 
 def resolve(
-    desk: Desk, given: str, field: str, records: Callable[[], Iterable[Any]], *, noun: str | None = None
+    desk: Desk, given: str, field: str, find: Callable[[str], Sequence[UUID]], *, noun: str | None = None
 ) -> UUID:
-    """The id that ``given`` stands for; ``records`` are only read when it is not a whole one.
+    """The id that ``given`` stands for; ``find`` is only called when it is not a whole one.
 
     Args:
         desk: what the command works at.
         given: as it was typed.
         field: what it was typed for.
-        records: what it may stand for.
-        noun: what they are, where ``field`` does not say so.
+        find: the ids that begin or end with these digits; two are enough to know that they do not suffice.
+        noun: what they are of, where ``field`` does not say so.
 
     Raises:
         InvalidInput: it fits several, or is no id at all.
@@ -53,4 +58,5 @@ def resolve(
     try:
         return UUID(given)
     except ValueError:
-        return desk.pick(given, field, [record.id for record in records()], noun=noun)
+        part = digits(given)
+        return desk.pick(given, field, find(part) if looks_partial(given) and 6 <= len(part) <= 32 else [], noun=noun)

@@ -147,4 +147,4 @@ def show_proposal(desk: Desk, proposal: Any) -> None:
 
 def find_proposal(desk: Desk, session: Session, given: str) -> UUID:
     """The id that ``given`` stands for."""
-    return resolve(desk, given, "proposal_id", lambda: session.proposals.list(limit=10_000))
+    return resolve(desk, given, "proposal_id", session.proposals.ids_like)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -10,10 +11,11 @@ import typer
 from .commands import command, noun
 from .desk import Desk
 from .ids import resolve
-from .output import Column
+from .output import Column, clean
 from .values import coming, document, duration
 
 if TYPE_CHECKING:
+    from blackboard.models.tasks import TaskRecord
     from blackboard.sync import Session
 
 __all__ = ["TaskId", "app", "find_task"]
@@ -25,7 +27,7 @@ _COLUMNS = [
     Column("type", lambda t: t.type),
     Column("status", lambda t: t.status, "status"),
     Column("pri", lambda t: t.priority, "number"),
-    Column("assigned to", lambda t: t.assigned_to, grow=True),
+    Column("assigned to", lambda t: t.assignee, grow=True),
     Column("capability", lambda t: t.capability or None, wide=100),
     Column("attempt", lambda t: f"{t.attempt - t.released}/{t.max_attempts}", "number", wide=90),
     Column("created", lambda t: t.created_at),
@@ -50,7 +52,7 @@ def list_(
     status: Annotated[list[str] | None, typer.Option(help="Only those; repeat it for more.", metavar="STATUS")] = None,
     type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those.")] = None,
     capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only those that need it.")] = None,
-    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those.")] = None,
+    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those that are with it.")] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
 ) -> None:
     """List the tasks of a session, oldest first."""
@@ -68,7 +70,7 @@ def show(desk: Desk, *, task_id: TaskId) -> None:
     """Show one task and what it depends on."""
     session = desk.session()
     found = find_task(desk, session, task_id)
-    desk.out.record(session.tasks.get(found), more={"depends_on": session.tasks.dependencies(found)})
+    _show(desk, session.tasks.get(found), depends_on=session.tasks.dependencies(found))
 
 
 @command(
@@ -143,35 +145,65 @@ def add(
         fallback=duration(fallback, "fallback"),
         id=id_,
     )
-    desk.out.record(task)
+    _show(desk, task)
 
 
 @command(app, "cancel", example='blackboard task cancel 5e1c9a07 --reason "no longer needed"')
 def cancel(desk: Desk, *, task_id: TaskId, reason: Reason = "") -> None:
     """Cancel a task; a running one is asked to stop."""
     session = desk.session()
-    desk.out.record(session.tasks.cancel(find_task(desk, session, task_id), reason))
+    _show(desk, session.tasks.cancel(find_task(desk, session, task_id), reason))
+
+
+Timeout = Annotated[str | None, typer.Option(metavar="DURATION", help="The longest to wait; else until it ends.")]
+
+
+@command(
+    app,
+    "wait",
+    example="""
+    blackboard task wait 5e1c9a07
+    blackboard task wait 5e1c9a07 --timeout 5m --json
+    """,
+)
+def wait(desk: Desk, *, task_id: TaskId, timeout: Timeout = None) -> None:
+    """Wait until a task has ended, however it did, and show it; exit code 5 when it has not in time."""
+    session = desk.session()
+    longest = duration(timeout, "timeout")
+    _show(desk, session.tasks.wait(find_task(desk, session, task_id), longest))
+
+
+@command(app, "result", example="blackboard task result 5e1c9a07 --timeout 5m")
+def result(desk: Desk, *, task_id: TaskId, timeout: Timeout = None) -> None:
+    """Wait until a task is completed and print its result as JSON; exit code 1 when it ended otherwise."""
+    session = desk.session()
+    longest = duration(timeout, "timeout")
+    found = session.tasks.result(find_task(desk, session, task_id), longest)
+    if desk.out.json:
+        desk.out.document(found)
+    else:
+        print(clean(json.dumps(found, indent=2, ensure_ascii=False)))
 
 
 @command(app, "approve", example="blackboard task approve 5e1c9a07 --by maria")
 def approve(desk: Desk, *, task_id: TaskId, by: By = None) -> None:
     """Approve a task that waits for it."""
     session = desk.session()
-    desk.out.record(session.tasks.approve(find_task(desk, session, task_id), by=by or desk.person))
+    _show(desk, session.tasks.approve(find_task(desk, session, task_id), by=by or desk.person))
 
 
 @command(app, "reject", example='blackboard task reject 5e1c9a07 --reason "too risky"')
 def reject(desk: Desk, *, task_id: TaskId, by: By = None, reason: Reason = "") -> None:
     """Reject a task that waits for approval: it is cancelled."""
     session = desk.session()
-    desk.out.record(session.tasks.reject(find_task(desk, session, task_id), by=by or desk.person, reason=reason))
+    _show(desk, session.tasks.reject(find_task(desk, session, task_id), by=by or desk.person, reason=reason))
 
 
 @command(app, "redrive", example="blackboard task redrive 5e1c9a07")
 def redrive(desk: Desk, *, task_id: TaskId) -> None:
     """Make a failed or dead task ready again, with its attempts counted anew."""
     session = desk.session()
-    desk.out.record(session.tasks.redrive(find_task(desk, session, task_id)))
+    _show(desk, session.tasks.redrive(find_task(desk, session, task_id)))
 
 
 @command(app, "late", example="blackboard task late 5e1c9a07")
@@ -230,17 +262,27 @@ def prune(
     events: Annotated[bool, typer.Option("--events", help="Also all events before that moment.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
 ) -> None:
-    """Delete finished tasks that ended long ago, a batch at a time. Only the owner of the schema may."""
+    """Delete finished tasks that ended long ago, and the flows that had them. Only the owner of the schema may."""
     pruned = desk.session().tasks.prune(
         older_than=duration(older_than, "older_than"), status=status, events=events, dry_run=dry_run
     )
     if desk.out.json:
         desk.out.record(pruned)
         return
-    what = f"{pruned.tasks} tasks" + ("" if pruned.events is None else f" and {pruned.events} events")
+    parts = [f"{pruned.tasks} tasks"]
+    if pruned.flows:
+        parts.append(f"{pruned.flows} flows")
+    if pruned.events is not None:
+        parts.append(f"{pruned.events} events")
+    what = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     desk.out.note(f"{what} {'would go' if dry_run else 'are gone'}.")
+
+
+def _show(desk: Desk, task: TaskRecord, **more: Any) -> None:
+    # For people who it is with; the record's own column also remembers who had it last.
+    desk.out.record(task, more=more if desk.out.json else {"assigned_to": task.assignee, **more})
 
 
 def find_task(desk: Desk, session: Session, given: str, field: str = "task_id") -> UUID:
     """The task that ``given`` stands for."""
-    return resolve(desk, given, field, lambda: session.tasks.list(limit=10_000), noun="task")
+    return resolve(desk, given, field, session.tasks.ids_like, noun="task")

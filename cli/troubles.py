@@ -10,6 +10,7 @@ import typer
 
 from . import exits
 from .helptext import coloured
+from .output import clean
 
 __all__ = ["report", "report_usage"]
 
@@ -53,4 +54,5 @@ def _tell(message: str, facts: dict[str, Any], *, json: bool) -> None:
         print(encoder.dumps({"error": facts}, default=str, ensure_ascii=False), file=sys.stderr)
         return
     label = "\x1b[1;31mError:\x1b[0m" if coloured(sys.stderr) else "Error:"
-    print(f"{label} {message}", file=sys.stderr)
+    # It may repeat what agents wrote.
+    print(f"{label} {clean(message)}", file=sys.stderr)

@@ -1123,7 +1123,8 @@ CREATE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETU
                                        ELSE 'this task' END,
                           trim_scale(b.spent), trim_scale(b.ceiling), coalesce(' ' || b.currency, '')))
     FROM blackboard.tasks t
-    CROSS JOIN LATERAL blackboard.spent_budgets(t.session_id, t.assigned_to, t.id) b
+    CROSS JOIN LATERAL blackboard.spent_budgets(
+        t.session_id, CASE WHEN t.attempt = 0 OR t.status IN ('assigned', 'running') THEN t.assigned_to END, t.id) b
     WHERE t.session_id = p_session_id AND t.id = p_task_id
     LIMIT 1
 $$;
@@ -1780,7 +1781,7 @@ CREATE FUNCTION blackboard.claim_tasks_across(p_session_ids uuid[], p_agent_id t
     SET enable_sort TO 'off'
     AS $$
 DECLARE
-    v_left integer := p_limit;
+    v_left integer := coalesce(p_limit, 1);
     v_share integer;
     v_below smallint;
     v_priority smallint;
@@ -1793,6 +1794,8 @@ DECLARE
     v_ids uuid[] := '{}';
     v_began timestamptz;
     v_took double precision;
+    -- Read once, and not for each session: of hundreds of them it is long.
+    v_notes jsonb := nullif(current_setting('blackboard.floors', true), '')::jsonb;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
@@ -1812,7 +1815,7 @@ BEGIN
                           WHERE t.session_id = s.id AND t.status = 'scheduled' AND t.run_at <= v_now)
           AND NOT EXISTS (SELECT FROM blackboard.tasks t
                           WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
-          AND NOT EXISTS (SELECT FROM blackboard.floors(s.id))
+          AND (v_notes -> s.id::text ->> 'until')::timestamptz > v_now IS NOT TRUE
     LOOP
         EXIT WHEN v_left <= 0;
         v_share := least(p_share, v_left);
@@ -2755,6 +2758,72 @@ BEGIN
     SELECT a.id, a.status FROM answered a;
 END
 $$;
+
+CREATE FUNCTION blackboard.find_ids(p_session_id uuid, p_noun text, p_digits text) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    AS $_$
+DECLARE
+    v_from uuid;
+    v_to uuid;
+    v_found uuid[];
+BEGIN
+    IF p_digits !~ '^[0-9a-f]{6,32}$' THEN
+        PERFORM blackboard.raise('BB002', 'A part of an id is 6 to 32 hexadecimal digits.', '{"field": "part"}');
+    END IF;
+    v_from := rpad(p_digits, 32, '0')::uuid;
+    v_to := rpad(p_digits, 32, 'f')::uuid;
+    v_found := array(
+        SELECT t.id FROM blackboard.tasks t
+        WHERE p_noun = 'task' AND t.session_id = p_session_id AND t.id BETWEEN v_from AND v_to
+        UNION ALL
+        SELECT t.id FROM blackboard.tasks t
+        WHERE p_noun = 'dead_letter' AND t.session_id = p_session_id AND t.id BETWEEN v_from AND v_to
+          AND t.status = 'dead'
+        UNION ALL
+        SELECT f.id FROM blackboard.flows f
+        WHERE p_noun = 'flow' AND f.session_id = p_session_id AND f.id BETWEEN v_from AND v_to
+        UNION ALL
+        SELECT f.id FROM blackboard.findings f
+        WHERE p_noun = 'finding' AND f.session_id = p_session_id AND f.id BETWEEN v_from AND v_to
+        UNION ALL
+        SELECT h.id FROM blackboard.hypotheses h
+        WHERE p_noun = 'hypothesis' AND h.session_id = p_session_id AND h.id BETWEEN v_from AND v_to
+        UNION ALL
+        SELECT p.id FROM blackboard.proposals p
+        WHERE p_noun = 'proposal' AND p.session_id = p_session_id AND p.id BETWEEN v_from AND v_to
+        UNION ALL
+        SELECT a.id FROM blackboard.actions a
+        WHERE p_noun = 'action' AND a.session_id = p_session_id AND a.id BETWEEN v_from AND v_to
+        UNION ALL
+        SELECT s.id FROM blackboard.sessions s WHERE p_noun = 'session' AND s.id BETWEEN v_from AND v_to
+        LIMIT 2);
+    RETURN QUERY SELECT u.id FROM unnest(v_found) u (id);
+    IF cardinality(v_found) = 2 THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT x.id FROM (
+        SELECT t.id FROM blackboard.tasks t WHERE p_noun = 'task' AND t.session_id = p_session_id
+        UNION ALL
+        SELECT t.id FROM blackboard.tasks t
+        WHERE p_noun = 'dead_letter' AND t.session_id = p_session_id AND t.status = 'dead'
+        UNION ALL
+        SELECT f.id FROM blackboard.flows f WHERE p_noun = 'flow' AND f.session_id = p_session_id
+        UNION ALL
+        SELECT f.id FROM blackboard.findings f WHERE p_noun = 'finding' AND f.session_id = p_session_id
+        UNION ALL
+        SELECT h.id FROM blackboard.hypotheses h WHERE p_noun = 'hypothesis' AND h.session_id = p_session_id
+        UNION ALL
+        SELECT p.id FROM blackboard.proposals p WHERE p_noun = 'proposal' AND p.session_id = p_session_id
+        UNION ALL
+        SELECT a.id FROM blackboard.actions a WHERE p_noun = 'action' AND a.session_id = p_session_id
+        UNION ALL
+        SELECT s.id FROM blackboard.sessions s WHERE p_noun = 'session') x
+    WHERE right(replace(x.id::text, '-', ''), length(p_digits)) = p_digits AND x.id <> ALL (v_found)
+    LIMIT 2 - cardinality(v_found);
+END
+$_$;
 
 CREATE FUNCTION blackboard.normal_text(p_content jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -5447,6 +5516,8 @@ CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text,
 DECLARE
     v_now timestamptz := blackboard.now();
     v_capabilities text[] := p_capabilities || ''::text;
+    -- Read once, and not for each session: of hundreds of them it is long.
+    v_notes jsonb := nullif(current_setting('blackboard.floors', true), '')::jsonb;
 BEGIN
     -- Who only looks is often the only one who is there.
     PERFORM 1 FROM blackboard.tasks t
@@ -5484,7 +5555,10 @@ BEGIN
                     -- What lies below a floor is looked at again when its time is over.
                     f.until - v_now) END
     FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
-    LEFT JOIN LATERAL blackboard.floors(s.id) f ON true;
+    LEFT JOIN LATERAL (
+        SELECT n.note -> 'floors' AS floors, (n.note ->> 'until')::timestamptz AS until
+        FROM (SELECT v_notes -> s.id::text OFFSET 0) n (note)
+        WHERE (n.note ->> 'until')::timestamptz > v_now) f ON true;
 END
 $$;
 
@@ -6361,6 +6435,21 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.prunable_tasks(p_session_id uuid, p_ids uuid[], p_before timestamp with time zone, p_statuses text[]) RETURNS uuid[]
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = ANY (p_ids) AND t.completed_at < p_before
+      AND t.status = ANY (p_statuses)
+      AND NOT (t.has_dependants AND (
+              EXISTS (SELECT FROM blackboard.task_dependencies d
+                      JOIN blackboard.tasks c ON c.session_id = d.session_id AND c.id = d.task_id
+                      WHERE d.session_id = p_session_id AND d.depends_on_id = t.id AND c.completed_at IS NULL)
+              OR EXISTS (SELECT FROM blackboard.flow_tasks m
+                         JOIN blackboard.flows f ON f.session_id = m.session_id AND f.id = m.flow_id
+                         WHERE m.session_id = p_session_id AND m.task_id = t.id AND f.finished_at IS NULL)))
+$$;
+
 CREATE FUNCTION blackboard.prune_events(p_session_id uuid, p_before timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
@@ -6409,6 +6498,83 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.prune_flows(p_session_id uuid, p_before timestamp with time zone, p_statuses text[], p_after uuid, p_scan integer, p_dry_run boolean, p_actor text, OUT next uuid, OUT pruned integer) RETURNS record
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_last uuid := coalesce(p_after, '00000000-0000-0000-0000-000000000000');
+    v_seen uuid[];
+    v_flow uuid;
+    v_tasks uuid[];
+    v_rows integer := 0;
+    v_count integer;
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    pruned := 0;
+    SELECT array_agg(w.id ORDER BY w.id) INTO v_seen FROM (
+        SELECT f.id FROM blackboard.flows f
+        WHERE f.session_id = p_session_id AND (p_after IS NULL OR f.id > p_after)
+        ORDER BY f.id LIMIT p_scan) w;
+    PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
+    FOREACH v_flow IN ARRAY coalesce(v_seen, '{}') LOOP
+        IF v_rows >= p_scan THEN
+            next := v_last;
+            EXIT;
+        END IF;
+        PERFORM 1 FROM blackboard.flows f
+        WHERE f.session_id = p_session_id AND f.id = v_flow AND f.finished_at < p_before AND f.status = ANY (p_statuses);
+        IF FOUND THEN
+            -- What is over makes no more tasks, hence none can come after this look.
+            SELECT array_agg(t.id) INTO v_tasks FROM blackboard.flow_tasks m
+            JOIN blackboard.tasks t ON t.session_id = m.session_id AND t.id = m.task_id
+            WHERE m.session_id = p_session_id AND m.flow_id = v_flow;
+            IF p_dry_run THEN
+                IF v_tasks IS NULL OR cardinality(v_tasks) = cardinality(
+                       blackboard.prunable_tasks(p_session_id, v_tasks, p_before, p_statuses)) THEN
+                    pruned := pruned + 1;
+                END IF;
+            ELSIF v_tasks IS NULL THEN
+                PERFORM 1 FROM blackboard.flows f
+                WHERE f.session_id = p_session_id AND f.id = v_flow FOR UPDATE SKIP LOCKED;
+                IF FOUND THEN
+                    -- A flow can have made a hundred tasks for each of ten thousand stages.
+                    WITH w AS MATERIALIZED (
+                        SELECT o.task_id FROM blackboard.flow_tasks o
+                        WHERE o.session_id = p_session_id AND o.flow_id = v_flow LIMIT p_scan - v_rows)
+                    DELETE FROM blackboard.flow_tasks m USING w
+                    WHERE m.session_id = p_session_id AND m.task_id = w.task_id;
+                    GET DIAGNOSTICS v_count = ROW_COUNT;
+                    v_rows := v_rows + v_count;
+                    IF v_rows >= p_scan THEN
+                        next := v_last;
+                        EXIT;
+                    END IF;
+                    DELETE FROM blackboard.flow_edges e WHERE e.session_id = p_session_id AND e.flow_id = v_flow;
+                    GET DIAGNOSTICS v_count = ROW_COUNT;
+                    v_rows := v_rows + v_count;
+                    DELETE FROM blackboard.flow_stages s WHERE s.session_id = p_session_id AND s.flow_id = v_flow;
+                    GET DIAGNOSTICS v_count = ROW_COUNT;
+                    v_rows := v_rows + v_count + 1;
+                    DELETE FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = v_flow;
+                    pruned := pruned + 1;
+                END IF;
+            END IF;
+        END IF;
+        v_last := v_flow;
+    END LOOP;
+    PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
+    IF next IS NULL AND cardinality(v_seen) = p_scan THEN
+        next := v_seen[p_scan];
+    END IF;
+END
+$$;
+
 CREATE FUNCTION blackboard.prune_tasks(p_session_id uuid, p_before timestamp with time zone, p_statuses text[], p_after uuid, p_scan integer, p_dry_run boolean, p_actor text, OUT next uuid, OUT pruned integer) RETURNS record
     LANGUAGE plpgsql
     AS $$
@@ -6422,19 +6588,13 @@ BEGIN
         WHERE t.session_id = p_session_id AND (p_after IS NULL OR t.id > p_after)
         ORDER BY t.id LIMIT p_scan) w;
     next := CASE WHEN cardinality(v_seen) = p_scan THEN v_seen[p_scan] END;
-    SELECT array_agg(t.id ORDER BY t.id) INTO v_ids FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.id = ANY (v_seen) AND t.completed_at < p_before
-      AND t.status = ANY (p_statuses)
-      AND NOT (t.has_dependants AND EXISTS (
-              SELECT FROM blackboard.task_dependencies d
-              JOIN blackboard.tasks c ON c.session_id = d.session_id AND c.id = d.task_id
-              WHERE d.session_id = p_session_id AND d.depends_on_id = t.id AND c.completed_at IS NULL));
-    pruned := coalesce(cardinality(v_ids), 0);
-    IF p_dry_run OR v_ids IS NULL THEN
+    v_ids := blackboard.prunable_tasks(p_session_id, v_seen, p_before, p_statuses);
+    pruned := cardinality(v_ids);
+    IF p_dry_run OR pruned = 0 THEN
         RETURN;
     END IF;
     -- In another statement than the look, so that what was redriven meanwhile is seen and stays.
-    SELECT array_agg(w.id) INTO v_ids FROM (
+    SELECT coalesce(array_agg(w.id), '{}') INTO v_ids FROM (
         SELECT t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.completed_at < p_before
           AND t.status = ANY (p_statuses)
@@ -6450,11 +6610,15 @@ BEGIN
     DELETE FROM blackboard.task_keys k USING gone g
     WHERE k.session_id = p_session_id AND k.key = g.key AND k.task_id = g.task_id;
     DELETE FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
+    GET DIAGNOSTICS pruned = ROW_COUNT;
     PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
-    pruned := coalesce(cardinality(v_ids), 0);
+    -- Nobody is waited for: a counter in use is not an old one.
     DELETE FROM blackboard.limit_usage u
-    WHERE u.session_id = p_session_id AND u.key <> '' AND u.running = 0 AND NOT u.waiting
-      AND u.window_started_at < p_before AND u.deferred = 0;
+    USING (SELECT l.limit_id, l.key FROM blackboard.limit_usage l
+           WHERE l.session_id = p_session_id AND l.key <> '' AND l.running = 0 AND NOT l.waiting
+             AND l.window_started_at < p_before AND l.deferred = 0
+           ORDER BY l.limit_id, l.key FOR UPDATE SKIP LOCKED) w
+    WHERE u.session_id = p_session_id AND u.limit_id = w.limit_id AND u.key = w.key;
 END
 $$;
 
@@ -6646,6 +6810,17 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.record_pruned_flows() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT o.session_id, 'flow.pruned', o.id, jsonb_build_object('name', o.name, 'status', o.status) FROM old_rows o;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.record_pruned_tasks() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -6803,23 +6978,36 @@ CREATE FUNCTION blackboard.refuse_budget(p_session_id uuid, p_agent_id text, p_f
     AS $$
 DECLARE
     v_budget blackboard.budgets;
-    v_last jsonb;
     v_data jsonb;
 BEGIN
-    SELECT * INTO v_budget FROM blackboard.budgets b
-    WHERE b.session_id = p_session_id AND b.id = (p_facts ->> 'budget')::uuid;
-    IF NOT FOUND OR pg_column_size(p_facts) > 8192 THEN
+    IF pg_column_size(p_facts) > 8192 THEN
         RETURN false;
     END IF;
-    v_data := jsonb_build_object(
-        'agent_id', p_agent_id, 'task_id', p_facts -> 'task_id', 'scope', v_budget.scope, 'unit', v_budget.unit,
-        'currency', v_budget.currency, 'asked', p_facts -> 'asked', 'ceiling', trim_scale(v_budget.ceiling),
-        'spent', trim_scale(v_budget.spent), 'reserved', trim_scale(v_budget.reserved));
-    SELECT e.data INTO v_last FROM blackboard.events e
-    WHERE e.session_id = p_session_id AND e.subject_id = v_budget.id ORDER BY e.seq DESC LIMIT 1;
-    IF v_last = v_data THEN
-        RETURN false;
-    END IF;
+    FOR v_look IN 1 .. 2 LOOP
+        SELECT * INTO v_budget FROM blackboard.budgets b
+        WHERE b.session_id = p_session_id AND b.id = (p_facts ->> 'budget')::uuid;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+        v_data := jsonb_build_object(
+            'agent_id', p_agent_id, 'task_id', p_facts -> 'task_id', 'scope', v_budget.scope, 'unit', v_budget.unit,
+            'currency', v_budget.currency, 'asked', p_facts -> 'asked', 'ceiling', trim_scale(v_budget.ceiling),
+            'spent', trim_scale(v_budget.spent), 'reserved', trim_scale(v_budget.reserved));
+        -- Among what was said since the last event of another kind.
+        PERFORM 1 FROM (
+            SELECT e.type, e.data, e.seq, max(e.seq) FILTER (WHERE e.type <> 'budget.refused') OVER () AS changed
+            FROM (SELECT * FROM blackboard.events l
+                  WHERE l.session_id = p_session_id AND l.subject_id = v_budget.id ORDER BY l.seq DESC LIMIT 1000) e) s
+        WHERE s.type = 'budget.refused' AND s.seq > coalesce(s.changed, 0) AND s.data - 'asked' = v_data - 'asked'
+        LIMIT 1;
+        IF FOUND THEN
+            RETURN false;
+        END IF;
+        -- Looked at again when nobody else can be about to say the same.
+        IF v_look = 1 THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended('blackboard refusal ' || v_budget.id, 0));
+        END IF;
+    END LOOP;
     INSERT INTO blackboard.events (session_id, actor, type, subject_id, data)
     VALUES (p_session_id, p_agent_id, 'budget.refused', v_budget.id, v_data);
     PERFORM blackboard.hint(p_session_id, 'budgets');
@@ -9020,63 +9208,82 @@ BEGIN
         WHERE m.session_id = p_task.session_id AND m.task_id = p_task.id ORDER BY m.name
     LOOP
         IF v_row.kind = 'concurrency'
-           AND (v_row.running >= v_row.max_running OR (v_code = 'limit' AND p_task.held ->> 'limit' = v_row.limit_id::text))
+           AND (v_row.running >= v_row.max_running
+                OR (p_task.status = 'held' AND v_code = 'limit' AND p_task.held ->> 'limit' = v_row.limit_id::text))
         THEN
             v_reasons := v_reasons || blackboard.reason('limit',
-                format('Limit %L%s: %s of %s are running; it comes back when one of them ends, or when the limit is raised.',
+                format('Limit %L%s: %s of %s are running; %s.',
                        v_row.name, CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
-                       v_row.running, v_row.max_running),
+                       coalesce(v_row.running, 0), v_row.max_running,
+                       CASE WHEN v_row.running >= v_row.max_running
+                            THEN 'it comes back when one of them ends, or when the limit is raised'
+                            ELSE 'there is room again, and the next claim in this session brings it back' END),
                 jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'running', v_row.running,
                                    'max_running', v_row.max_running));
-        ELSIF v_row.kind = 'rate'
-              AND ((p_task.status <> 'scheduled' AND v_row.in_window AND v_row.used >= v_row.rate_count)
-                   OR (v_code = 'rate' AND p_task.held ->> 'limit' = v_row.limit_id::text AND p_task.run_at > v_now))
+        ELSIF v_row.kind = 'rate' AND p_task.status = 'scheduled' AND v_code = 'rate'
+              AND p_task.held ->> 'limit' = v_row.limit_id::text AND p_task.run_at > v_now
+        THEN
+            v_reasons := v_reasons || blackboard.reason('rate',
+                format('Limit %L%s allows %s starts in %s, and they were used up: it is tried again at %s.', v_row.name,
+                       CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
+                       v_row.rate_count, v_row.rate_period,
+                       to_char(p_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
+                                   'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
+                                   'run_at', p_task.run_at));
+        ELSIF v_row.kind = 'rate' AND p_task.status <> 'scheduled' AND v_row.in_window
+              AND v_row.used >= v_row.rate_count
         THEN
             v_reasons := v_reasons || blackboard.reason('rate',
                 format('Limit %L%s: %s starts in %s are used up; it is tried again at %s.', v_row.name,
                        CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
                        v_row.rate_count, v_row.rate_period,
-                       to_char(CASE WHEN v_code = 'rate' THEN p_task.run_at ELSE v_row.window_ends_at END
-                               AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                       to_char(v_row.window_ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
                 jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
                                    'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
-                                   'run_at', CASE WHEN v_code = 'rate' THEN p_task.run_at
-                                                  ELSE v_row.window_ends_at END));
+                                   'run_at', v_row.window_ends_at));
         END IF;
     END LOOP;
-    IF p_task.status = 'held' AND v_reasons = '[]' THEN
-        v_reasons := v_reasons || CASE
-            WHEN v_code IN ('limit', 'paused') THEN
-                blackboard.reason(v_code, 'What held it has ended; the next claim in this session brings it back.',
-                                  p_task.held - 'code')
-            ELSE blackboard.reason(v_code, coalesce(p_task.held ->> 'message', format('It is held: %s.', v_code)),
-                                   p_task.held - 'code' - 'message') END;
+    IF p_task.status = 'held' AND v_code NOT IN ('limit', 'paused') THEN
+        -- Besides what else would hold it.
+        v_reasons := v_reasons || blackboard.reason(
+            v_code, coalesce(p_task.held ->> 'message', format('It is held: %s.', v_code)),
+            p_task.held - 'code' - 'message');
+    ELSIF p_task.status = 'held' AND v_reasons = '[]' THEN
+        v_reasons := v_reasons || blackboard.reason(
+            v_code, 'What held it has ended; the next claim in this session brings it back.', p_task.held - 'code');
     END IF;
     RETURN v_reasons;
 END
 $$;
 
-CREATE FUNCTION blackboard.why_nobody_took(p_task blackboard.tasks) RETURNS jsonb
+CREATE FUNCTION blackboard.why_nobody_took(p_task blackboard.tasks, p_alone boolean) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     AS $$
 DECLARE
+    v_now timestamptz := blackboard.now();
     v_member blackboard.members;
     v_present integer;
     v_before integer;
+    v_fallback text := to_char(p_task.fallback_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"');
 BEGIN
     IF p_task.status = 'assigned' THEN
         SELECT * INTO v_member FROM blackboard.members m
         WHERE m.session_id = p_task.session_id AND m.id = p_task.assigned_to;
         RETURN blackboard.reason('assigned',
-            format('Only %s may take it, and %s%s.', p_task.assigned_to,
+            CASE WHEN p_task.fallback_at <= v_now
+                 THEN format('It waited for %s until %s: the next claim lets anybody have it.', p_task.assigned_to,
+                             v_fallback)
+                 WHEN p_task.fallback IS NOT NULL AND v_member.left_at IS NOT NULL
+                 THEN format('It waited for %s, who has left this session: the next claim lets anybody have it.',
+                             p_task.assigned_to)
+                 ELSE format('Only %s may take it, and %s%s.', p_task.assigned_to,
                    CASE WHEN v_member.id IS NULL THEN 'it has not joined this session: start it, or cancel the task'
                         WHEN v_member.left_at IS NOT NULL THEN 'it has left this session: let it join again'
                         WHEN NOT v_member.present THEN 'its process is not there: start it again'
+                        WHEN NOT p_alone THEN 'it is there'
                         ELSE 'it is there: it has not asked for more work yet' END,
-                   CASE WHEN p_task.fallback_at IS NOT NULL
-                        THEN format('; from %s on anybody may', to_char(p_task.fallback_at AT TIME ZONE 'UTC',
-                                                                        'YYYY-MM-DD HH24:MI:SS"Z"'))
-                        ELSE '' END),
+                   CASE WHEN v_fallback IS NOT NULL THEN format('; from %s on anybody may', v_fallback) ELSE '' END) END,
             jsonb_build_object('agent_id', p_task.assigned_to, 'present', coalesce(v_member.present, false),
                                'member', v_member.id IS NOT NULL AND v_member.left_at IS NULL,
                                'fallback_at', p_task.fallback_at));
@@ -9108,21 +9315,31 @@ $$;
 CREATE FUNCTION blackboard.why_task(p_session_id uuid, p_id uuid) RETURNS jsonb
     LANGUAGE sql STABLE
     AS $$
-    SELECT jsonb_set(w.why, '{reasons}', (w.why -> 'reasons') || coalesce((
-        SELECT jsonb_agg(blackboard.reason(m.more ->> 'code', m.more ->> 'message', m.more - 'code' - 'message'))
-        FROM (SELECT blackboard.flow_reason(p_session_id, p_id) AS more
+    SELECT jsonb_set(w.why, '{reasons}', CASE WHEN x.more IS NULL THEN w.why -> 'reasons' ELSE (
+               SELECT coalesce(jsonb_agg(r.reason ORDER BY r.n) FILTER (WHERE r.reason ->> 'code' <> 'ready'), '[]')
+               FROM jsonb_array_elements(w.why -> 'reasons') WITH ORDINALITY r (reason, n)) || x.more END)
+    FROM (SELECT blackboard.why_task_waits(p_session_id, p_id) AS why) w
+    CROSS JOIN LATERAL (
+        SELECT jsonb_agg(blackboard.reason(m.more ->> 'code', (m.more ->> 'message') || m.ends,
+                                           m.more - 'code' - 'message')) AS more
+        FROM (SELECT blackboard.flow_reason(p_session_id, p_id) AS more, '' AS ends
               UNION ALL
-              SELECT blackboard.budget_reason(p_session_id, p_id)) m
-        -- A held task says by itself what holds it.
+              SELECT b.more, format(' Nothing more can be spent on this task until it is raised with '
+                                    '`blackboard budget set`%s.',
+                                    coalesce(' or begins anew at ' || to_char(
+                                        (b.more ->> 'resets_at')::timestamptz AT TIME ZONE 'UTC',
+                                        'YYYY-MM-DD HH24:MI:SS"Z"'), ''))
+              FROM (SELECT blackboard.budget_reason(p_session_id, p_id) AS more) b) m
+        -- A held task says by itself what holds it, and one that is to be cancelled waits for nothing else.
         WHERE m.more IS NOT NULL AND NOT (w.why -> 'reasons') @> jsonb_build_array(
                   jsonb_build_object('code', m.more -> 'code'))
-          AND w.why ->> 'status' NOT IN ('completed', 'failed', 'cancelled', 'dead')), '[]'))
-    FROM (SELECT blackboard.why_task_waits(p_session_id, p_id) AS why) w
+          AND NOT (w.why -> 'reasons') @> '[{"code": "deadline"}]'
+          AND w.why ->> 'status' NOT IN ('completed', 'failed', 'cancelled', 'dead')) x
 $$;
 
 CREATE FUNCTION blackboard.why_task_waits(p_session_id uuid, p_id uuid) RETURNS jsonb
     LANGUAGE plpgsql STABLE
-    AS $$
+    AS $_$
 DECLARE
     v_now timestamptz := blackboard.now();
     v_task blackboard.tasks;
@@ -9130,19 +9347,23 @@ DECLARE
     v_lease blackboard.leases;
     v_reasons jsonb := '[]';
     v_more jsonb;
+    v_counted integer;
+    v_released boolean;
+    v_error text;
 BEGIN
     SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id;
     IF NOT FOUND THEN
         PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
                                  jsonb_build_object('noun', 'task', 'id', p_id));
     END IF;
+    v_counted := v_task.attempt - v_task.released;
     SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id;
     IF v_task.completed_at IS NOT NULL THEN
         v_reasons := v_reasons || blackboard.reason(v_task.status,
             format('It was %s at %s%s%s%s', v_task.status,
                    to_char(v_task.completed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
                    CASE WHEN v_task.status = 'completed' THEN ' by ' || v_task.assigned_to ELSE '' END,
-                   CASE WHEN v_task.attempt > 0 THEN format(', attempt %s', v_task.attempt - v_task.released) ELSE '' END,
+                   CASE WHEN v_counted > 0 THEN format(', attempt %s', v_counted) ELSE '' END,
                    CASE WHEN v_task.error IS NOT NULL
                         THEN format(': %s%s', coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code',
                                                        'no reason was given'),
@@ -9150,28 +9371,36 @@ BEGIN
                                          THEN format('; start it over with `blackboard task redrive %s`.', p_id)
                                          ELSE '' END)
                         ELSE '.' END),
-            jsonb_build_object('at', v_task.completed_at, 'agent_id', v_task.assigned_to, 'attempt', v_task.attempt,
+            jsonb_build_object('at', v_task.completed_at, 'agent_id', v_task.assigned_to, 'attempt', v_counted,
                                'error', v_task.error));
     ELSIF v_task.status = 'running' THEN
         SELECT * INTO v_lease FROM blackboard.leases WHERE id = v_task.lease_id;
         v_reasons := v_reasons || blackboard.reason('running',
             format('%s runs it since %s (attempt %s of %s)%s.', v_task.assigned_to,
                    to_char(v_task.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
-                   v_task.attempt - v_task.released, v_task.max_attempts,
+                   v_counted, v_task.max_attempts,
                    CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
                         THEN '; its process went silent, and the next claim takes the task back'
                         WHEN v_lease.expires_at < v_now
                         THEN '; its process is late with its heartbeat' ELSE '' END),
             jsonb_build_object(
-                'agent_id', v_task.assigned_to, 'since', v_task.started_at, 'attempt', v_task.attempt - v_task.released,
+                'agent_id', v_task.assigned_to, 'since', v_task.started_at, 'attempt', v_counted,
                 'max_attempts', v_task.max_attempts, 'deadline_at', v_task.deadline_at, 'progress', v_task.progress,
                 'lease', CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL THEN 'lapsed'
                               WHEN v_lease.expires_at < v_now THEN 'late' ELSE 'live' END,
                 'lease_expires_at', v_lease.expires_at, 'host', v_lease.host, 'pid', v_lease.pid));
         IF v_task.cancel_requested THEN
             v_reasons := v_reasons || blackboard.reason('cancelling',
-                'It was asked to stop; its holder sees that with its next progress report or its end.');
+                CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
+                     THEN 'It was asked to stop: it is cancelled when it is taken back.'
+                     ELSE 'It was asked to stop; its holder sees that with its next progress report or its end.' END);
         END IF;
+    ELSIF v_task.expires_at <= v_now THEN
+        -- Whatever else holds it, nobody gets it any more.
+        v_reasons := v_reasons || blackboard.reason('deadline',
+            format('It was not started by %s: the next claim cancels it.',
+                   to_char(v_task.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+            jsonb_build_object('expires_at', v_task.expires_at));
     ELSE
         IF v_session.status = 'paused' THEN
             v_reasons := v_reasons || blackboard.reason('paused',
@@ -9193,24 +9422,30 @@ BEGIN
               WHERE e.session_id = p_session_id AND e.task_id = p_id AND e.state = 'waiting'
               ORDER BY p.id LIMIT 20) d;
         v_reasons := v_reasons || coalesce(v_more, '[]');
-        IF v_task.run_at > v_now AND v_task.held ->> 'code' IS DISTINCT FROM 'rate' THEN
+        v_more := CASE WHEN v_task.status IN ('pending', 'assigned', 'held', 'scheduled')
+                       THEN blackboard.why_held_back(v_task) ELSE '[]' END;
+        -- A rate says the time itself.
+        IF v_task.run_at > v_now AND (v_task.held ->> 'code' IS DISTINCT FROM 'rate'
+                                      OR NOT v_more @> '[{"code": "rate"}]') THEN
+            -- Who hands a task back has not started it, and neither a lapse nor a timeout was its doing.
+            v_released := v_task.attempt > 0 AND v_task.started_at IS NULL
+                          AND coalesce(v_task.error ->> 'code', '') NOT IN ('lease_lapsed', 'timeout');
+            v_error := coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code');
             v_reasons := v_reasons || blackboard.reason('time',
-                CASE WHEN v_task.attempt > 0
-                     THEN format('Its last attempt failed (%s); the next one starts at %s or later.',
-                                 coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code', 'handed back'),
-                                 to_char(v_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'))
-                     ELSE format('It is scheduled for %s.',
-                                 to_char(v_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')) END,
-                jsonb_build_object('run_at', v_task.run_at, 'attempt', v_task.attempt, 'error', v_task.error));
-        ELSIF v_task.status = 'scheduled' AND v_task.run_at <= v_now AND v_reasons = '[]' THEN
+                format(CASE WHEN v_released AND v_error IS NULL THEN 'It was handed back; the next attempt starts at %2$s or later.'
+                            WHEN v_released THEN 'It was handed back (%1$s); the next attempt starts at %2$s or later.'
+                            WHEN v_task.attempt > 0 AND v_error IS NOT NULL
+                            THEN 'Its last attempt failed (%1$s); the next one starts at %2$s or later.'
+                            ELSE 'It is scheduled for %2$s.' END,
+                       v_error, to_char(v_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                jsonb_build_object('run_at', v_task.run_at, 'attempt', v_counted, 'error', v_task.error));
+        ELSIF v_task.status = 'scheduled' AND v_task.run_at <= v_now AND v_reasons = '[]' AND v_more = '[]' THEN
             v_reasons := v_reasons || blackboard.reason('ready', 'Its time has come: the next claim makes it ready.',
                                                         jsonb_build_object('run_at', v_task.run_at));
         END IF;
-        IF v_task.status IN ('pending', 'assigned', 'held', 'scheduled') THEN
-            v_reasons := v_reasons || blackboard.why_held_back(v_task);
-        END IF;
+        v_reasons := v_reasons || v_more;
         IF v_task.status IN ('pending', 'assigned') THEN
-            v_more := blackboard.why_nobody_took(v_task);
+            v_more := blackboard.why_nobody_took(v_task, v_reasons = '[]');
             IF v_reasons = '[]' OR v_more ->> 'code' <> 'ready' THEN
                 v_reasons := v_reasons || v_more;
             END IF;
@@ -9218,7 +9453,7 @@ BEGIN
     END IF;
     RETURN jsonb_build_object('status', v_task.status, 'reasons', v_reasons);
 END
-$$;
+$_$;
 
 CREATE FUNCTION blackboard.wire_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
     LANGUAGE plpgsql
@@ -9966,11 +10201,11 @@ CREATE TRIGGER history_delete AFTER DELETE ON blackboard.finding_links REFERENCI
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.findings REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('finding', 'id');
 
-CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_edges REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_edges();
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_edges REFERENCING OLD TABLE AS changed_rows FOR EACH STATEMENT WHEN ((current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION blackboard.history_flow_edges();
 
-CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_stages REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_flow_stages_delete();
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flow_stages REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION blackboard.history_flow_stages_delete();
 
-CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flows REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('flow', 'id');
+CREATE TRIGGER history_delete AFTER DELETE ON blackboard.flows REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION blackboard.record_delete('flow', 'id');
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.hypotheses REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('hypothesis', 'id');
 
@@ -10047,6 +10282,8 @@ CREATE TRIGGER history_insert AFTER INSERT ON blackboard.task_dependencies REFER
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.tasks REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_insert();
 
 CREATE TRIGGER history_insert AFTER INSERT ON blackboard.votes REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_insert();
+
+CREATE TRIGGER history_prune AFTER DELETE ON blackboard.flows REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((NOT (current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text))) EXECUTE FUNCTION blackboard.record_pruned_flows();
 
 CREATE TRIGGER history_prune AFTER DELETE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT WHEN ((NOT (current_setting('blackboard.pruning'::text, true) IS DISTINCT FROM 'on'::text))) EXECUTE FUNCTION blackboard.record_pruned_tasks();
 

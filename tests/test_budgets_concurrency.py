@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,6 +13,8 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+
+from blackboard.errors import BudgetExceeded
 
 D = Decimal
 
@@ -194,3 +198,48 @@ async def test_settling_while_a_budget_is_set(session: Any, connect: Any, db: An
     await asyncio.gather(*(settle(c, keys[i::3]) for i, c in enumerate(connections[:3])), change(connections[3]))
     rows = await exact(db, session)
     assert {(row["unit"], row["reserved"], row["spent"]) for row in rows} == {("tokens", 0, 660), ("calls", 0, 60)}
+
+
+async def test_a_storm_of_refusals_is_on_record_once(
+    session: Any, connect: Any, db: Any, blocked: Callable[[int], Awaitable[None]]
+) -> None:
+    """Each agent and task once while nothing of the budget changes, however many are refused at the same time."""
+    budget = await session.budgets.set("calls", 1)
+    refuse = "SELECT blackboard.refuse_budget($1, $2, $3)"
+
+    def facts(asked: int) -> str:
+        return json.dumps({"budget": str(budget.id), "task_id": None, "asked": asked})
+
+    async def said() -> list[str]:
+        rows = await db.fetch("SELECT actor FROM blackboard.events WHERE type = 'budget.refused' ORDER BY seq")
+        return [row["actor"] for row in rows]
+
+    first, others = await connect(), [await connect() for _ in range(6)]
+    async with first.transaction():
+        assert await first.fetchval(refuse, session.id, "ops/a", facts(1)) is True
+        waiting = [
+            asyncio.create_task(other.fetchval(refuse, session.id, agent, facts(n)))
+            for n, (other, agent) in enumerate(zip(others, ["ops/a"] * 4 + ["ops/b"] * 2, strict=True), start=2)
+        ]
+        for other in others:
+            await blocked(other.get_server_pid())
+    assert sum([await one for one in waiting]) == 1
+    assert await said() == ["ops/a", "ops/b"]
+    # By turns they say nothing more.
+    for agent in ("ops/a", "ops/b") * 3:
+        assert await db.fetchval(refuse, session.id, agent, facts(3)) is False
+    # What changed is told again.
+    await session.budgets.set("calls", 1, soft=1)
+    assert [await db.fetchval(refuse, session.id, agent, facts(3)) for agent in ("ops/a", "ops/b", "ops/a")] == [
+        True, True, False
+    ]  # fmt: skip
+    assert await said() == ["ops/a", "ops/b"] * 2
+
+
+async def test_many_clients_that_are_refused_at_once(session: Any, db: Any) -> None:
+    await session.budgets.set("calls", 1)
+    agent = await session.join("ops/a")
+    await agent.budgets.reserve(calls=1)
+    found = await asyncio.gather(*(agent.budgets.reserve(calls=1) for _ in range(60)), return_exceptions=True)
+    assert all(isinstance(one, BudgetExceeded) for one in found)
+    assert await db.fetchval("SELECT count(*) FROM blackboard.events WHERE type = 'budget.refused'") == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blackboard import Session
+from blackboard import Session, Stage
 
 from .clitools import Cli
 
@@ -84,3 +84,66 @@ async def test_a_file_that_is_wrong_names_the_place(
 async def test_a_file_that_is_not_there(cli: Cli, session: Session) -> None:
     assert cli("flow", "create", "/nowhere.yaml", "--json", code=2).error["field"] == "file"
     assert cli("flow", "show", "ffffffff", "--json", code=3).error["code"] == "not_found"
+
+
+async def test_a_flow_is_changed(cli: Cli, session: Session, tmp_path: Path) -> None:
+    flow = await session.flows.create(
+        "f", [Stage("look", "t"), Stage("draft", "t", after=["look"]), Stage("report", "t", after=["draft"])]
+    )
+    short = flow.id.hex[-8:]
+    file = tmp_path / "more.yaml"
+    file.write_text("stages: [{name: fix, type: t, after: look}]")
+    edges = '{"report": ["look", {"stage": "fix", "on_failure": "continue"}]}'
+    change = ("--add", str(file), "--remove", "draft", "--rewire", edges, "--reprioritise", '{"look": 9}')
+    told = cli("flow", "modify", short, "--expected-version", "1", *change, "--key", "k")
+    assert told.output == "Flow f is running (version 2).\n"
+    assert cli("flow", "modify", short, "--expected-version", "1", *change, "--key", "k", "--json").json["version"] == 2
+    found = await session.flows.get(flow.id)
+    assert {stage.name: [(edge.stage, edge.on_failure) for edge in stage.after] for stage in found.stages} == {
+        "look": [], "fix": [("look", "fail")], "report": [("fix", "continue"), ("look", "fail")]
+    }  # fmt: skip
+    assert (await session.tasks.get(found.stage("look").task_id)).priority == 9
+    late = cli("flow", "modify", short, "--expected-version", "1", "--remove", "fix", "--json", code=1).error
+    assert (late["code"], late["version"], late["expected_version"]) == ("conflict", 2, 1)
+    more = cli("flow", "modify", short, "--expected-version", "2", "--add", "-", stdin="[{name: x, type: t}]")
+    assert "(version 3)" in more.output
+    one = cli("flow", "modify", short, "--expected-version", "3", "--rewire", '{"x": "look"}', "--json").json
+    assert one["stages"][-1]["after"] == [{"stage": "look", "on_failure": "fail"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ((), "change"),
+        (("--add", "/nowhere.yaml"), "file"),
+        (("--rewire", "[1]"), "rewire"),
+        (("--rewire", '{"a": 1}'), "rewire"),
+        (("--rewire", '{"a": [{"stage": "b", "on_failure": "explode"}]}'), "rewire"),
+        (("--rewire", '{"a": [1]}'), "rewire"),
+        (("--reprioritise", '{"a": "high"}'), "reprioritise"),
+        (("--reprioritise", "7"), "reprioritise"),
+        (("--reprioritise", '{"a": 11}'), "priority"),
+    ],
+)
+async def test_a_change_that_is_wrong_names_the_option(
+    cli: Cli, session: Session, arguments: tuple[str, ...], field: str
+) -> None:
+    flow = await session.flows.create("f", [Stage("a", "t"), Stage("b", "t")])
+    told = cli("flow", "modify", str(flow.id), "--expected-version", "1", *arguments, "--json", code=2)
+    assert told.error["field"] == field
+    assert (await session.flows.get(flow.id)).version == 1
+
+
+async def test_a_prune_tells_flows_apart(cli: Cli, session: Session) -> None:
+    for name in ("f", "g"):
+        flow = await session.flows.create(name, [Stage("a", "t"), Stage("b", "t")])
+        await session.flows.cancel(flow.id)
+    prune = ("task", "prune", "--older-than", "0s")
+    assert cli(*prune, "--dry-run").stderr == "4 tasks and 2 flows would go.\n"
+    dry = cli(*prune, "--dry-run", "--events", "--json").json
+    assert (dry["tasks"], dry["flows"], dry["events"] > 4, dry["dry_run"]) == (4, 2, True, True)
+    done = cli("task", "prune", "--older-than", "0s", "--events").stderr
+    assert done.startswith("4 tasks, 2 flows and ")
+    assert done.endswith(" events are gone.\n")
+    assert cli(*prune, "--json").json["flows"] == 0
+    assert await session.flows.list() == []

@@ -8,7 +8,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from blackboard import Blackboard, NewTask
+from blackboard import Blackboard, NewTask, Stage
 from blackboard.errors import NotPermitted
 from blackboard.models.tasks import Unique
 
@@ -54,6 +54,7 @@ async def test_an_agent_works_behind_gates(role: Callable[[str], str]) -> None:
         "retire_pause(gen_random_uuid(), gen_random_uuid(), 5)",
         "refresh_gated(gen_random_uuid())",
         "prune_tasks(gen_random_uuid(), now(), '{}', NULL, 5, true, NULL)",
+        "prune_flows(gen_random_uuid(), now(), '{}', NULL, 5, true, NULL)",
     ],
 )
 def test_a_reader_cannot_change_what_the_owner_keeps(role: Callable[[str], str], call: str) -> None:
@@ -62,3 +63,39 @@ def test_a_reader_cannot_change_what_the_owner_keeps(role: Callable[[str], str],
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         connection.execute(f"SELECT blackboard.{call}".encode())
+
+
+async def test_flows_are_pruned_by_the_owner_only(role: Callable[[str], str]) -> None:
+    url = role("agent")
+    async with Blackboard.open(url) as board:
+        session = await board.start("flows")
+        flow = await session.flows.create("f", [Stage("a", "t")])
+        await session.flows.cancel(flow.id)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for dry_run in ("true", "false"):
+            call = f"SELECT blackboard.prune_flows(%s, now(), '{{cancelled}}', NULL, 5, {dry_run}, NULL)"
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(call.encode(), [session.id])
+        for table in ("flow_tasks", "flow_edges", "flow_stages", "flows"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(
+                    f"SET xmloption = 'document'; SET blackboard.pruning = 'on'; DELETE FROM blackboard.{table}".encode()
+                )
+
+
+async def test_an_agent_cannot_prune_a_flow_without_tasks(role: Callable[[str], str], database_url: str) -> None:
+    url = role("agent")
+    async with Blackboard.open(database_url) as board:
+        session = await board.start("flows")
+        flow = await session.flows.create("f", [Stage("a", "t")])
+        await session.flows.cancel(flow.id)
+        call = "SELECT pruned FROM blackboard.{}(%s, blackboard.now(), '{{cancelled}}', NULL, 5, false, NULL)"
+        with psycopg.connect(database_url, autocommit=True) as owner:
+            owner.execute(call.format("prune_tasks").encode(), [session.id])
+        with (
+            psycopg.connect(url, autocommit=True) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute(call.format("prune_flows").encode(), [session.id])
+        assert await session.flows.get(flow.id)
+        assert (await session.tasks.prune(older_than=timedelta(0))).flows == 1

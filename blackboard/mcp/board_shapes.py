@@ -240,7 +240,7 @@ def task_item(task: TaskGlance) -> TaskItem:
         status=task.status.value,
         priority=task.priority,
         capability=task.capability,
-        assigned_to=task.assigned_to,
+        assigned_to=task.assignee,
         progress=None if task.progress is None else clipped(task.progress),
     )
 

@@ -97,7 +97,7 @@ async def _nothing(call: Call, agent: Agent, arguments: ClaimArguments) -> Answe
     names = call.names
     if arguments.task_id is not None:
         task = await agent.tasks.get(arguments.task_id)
-        holder = f" and with {quoted(task.assigned_to, 100)}" if task.assigned_to else ""
+        holder = f" and with {quoted(task.assignee, 100)}" if task.assignee else ""
         text = f"Task {task.id} cannot be claimed now: it is {task.status.value}{holder}."
     else:
         offered = list(agent.record.capabilities if arguments.capabilities is None else arguments.capabilities)

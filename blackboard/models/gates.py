@@ -81,11 +81,13 @@ class Pruned(Record):
     """What a prune took away, or with ``dry_run`` would have taken.
 
     Attributes:
-        before: tasks that ended before this moment.
+        before: what ended before this moment.
+        flows: of which no task is left.
         events: None when the events were left alone.
     """
 
     tasks: int
+    flows: int
     events: int | None
     before: UtcDatetime
     dry_run: bool
@@ -96,8 +98,9 @@ class Reason(Record):
 
     Attributes:
         code: ``dependency``, ``time``, ``approval``, ``limit``, ``rate``, ``paused``, ``capability`` (nobody present
-            offers it), ``assigned`` (to an agent that has not come for it), ``ready``, ``running``, ``cancelling``, a
-            final status, or what another part of the board holds tasks with, such as ``budget``.
+            offers it), ``assigned`` (to an agent that has not come for it), ``deadline`` (it was not started in time),
+            ``ready`` (alone: nothing holds it), ``running``, ``cancelling``, a final status, or what another part of
+            the board holds tasks with, such as ``budget``.
         message: says what would end the waiting.
         details: the facts, by name.
     """

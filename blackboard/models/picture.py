@@ -10,7 +10,7 @@ from .agents import AgentRecord
 from .base import Record, UtcDatetime
 from .proposals import ProposalStatus, Rule, Tally
 from .sessions import SessionRecord
-from .tasks import TaskStatus
+from .tasks import TaskStatus, with_whom
 
 __all__ = ["ActionGlance", "Counts", "FindingGlance", "HypothesisGlance", "Picture", "ProposalGlance", "TaskGlance"]
 
@@ -56,6 +56,11 @@ class TaskGlance(Record):
     attempt: int
     progress: Any
     created_at: UtcDatetime
+
+    @property
+    def assignee(self) -> str | None:
+        """Who it is with: who alone may claim it or runs it; None while anybody may claim it."""
+        return with_whom(self.status, self.attempt, self.assigned_to)
 
 
 class ProposalGlance(Record):

@@ -23,6 +23,7 @@ __all__ = [
     "TaskRecord",
     "TaskStatus",
     "Unique",
+    "with_whom",
 ]
 
 
@@ -68,6 +69,11 @@ TRANSITIONS: Final[dict[TaskStatus, frozenset[TaskStatus]]] = {
     _S.CANCELLED: frozenset(),
 }
 """What the database lets follow what; a test compares it with ``blackboard.task_event``."""
+
+
+def with_whom(status: TaskStatus, attempt: int, assigned_to: str | None) -> str | None:
+    """Who a task is with; None for one that waits: after its first attempt it is for anybody again."""
+    return None if attempt > 0 and status in _WAITING and status is not _S.ASSIGNED else assigned_to
 
 
 class Dependency(Record):
@@ -122,6 +128,7 @@ class TaskRecord(Record):
 
     Attributes:
         priority: 0 to 10, higher first.
+        assigned_to: who alone may claim it, or after a claim who made the last one; ``assignee`` is who it is with.
         attempt: counts claims and only grows; together with ``claim_id`` it is the fencing token.
         released: how many attempts were handed back and do not count.
         timeout: the longest one attempt may run.
@@ -215,6 +222,11 @@ class TaskRecord(Record):
             if values[column] is not None:
                 values[column] = in_utc(values[column])
         return cls.trusting(values)
+
+    @property
+    def assignee(self) -> str | None:
+        """Who it is with: who alone may claim it, runs it, or had it when it ended; None while anybody may claim it."""
+        return with_whom(self.status, self.attempt, self.assigned_to)
 
     @property
     def finished(self) -> bool:

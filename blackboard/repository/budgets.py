@@ -140,7 +140,8 @@ class Budgets(Repository):
         """All of the amounts are held for this agent under every budget that applies, or nothing is.
 
         Settle or release it in the end; else it expires when the lease of this process lapses. Without any budget it
-        is only written down. A refusal writes ``budget.refused``, unless it broke the caller's own transaction.
+        is only written down. A refusal writes ``budget.refused``, once for the agent and task while nothing of the
+        budget changes, unless it broke the caller's own transaction.
 
         Args:
             tokens, calls: whole numbers from 0.

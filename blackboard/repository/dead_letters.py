@@ -12,7 +12,7 @@ from ..jsonable import check_text, load_json
 from ..models.attempts import Attempt, attempts_of
 from ..models.tasks import TaskRecord
 from ..store.statements import statements
-from .scope import Repository
+from .ids import PartialIds
 
 __all__ = ["DeadLetters"]
 
@@ -20,7 +20,7 @@ _SQL = statements("engine")
 _LONGEST = timedelta(days=36_500)
 
 
-class DeadLetters(Repository):
+class DeadLetters(PartialIds):
     """The part of ``tasks`` that looks after what went wrong."""
 
     async def attempts(self, task_id: UUID | str) -> list[Attempt]:
@@ -38,6 +38,14 @@ class DeadLetters(Repository):
         elif not rows:
             raise NotFound(f"There is no task {task_id} in this session.", noun="task", id=str(task_id))
         return attempts_of((row["type"], row["at"], row["actor"], load_json(row["data"])) for row in rows)
+
+    async def dead_ids_like(self, part: str) -> list[UUID]:
+        """As ``ids_like``, of dead tasks only.
+
+        Raises:
+            InvalidInput: it is no part of an id.
+        """
+        return await self._ids_like("dead_letter", part)
 
     async def dead_letters(
         self,

@@ -16,7 +16,7 @@ from ..jsonable import check_text, dump_json
 from ..models.findings import Contradiction, Corroboration, Evidence, Finding, FindingCategory, Similar
 from ..store.executor import Row
 from ..store.statements import statements
-from .scope import Repository
+from .ids import PartialIds
 
 __all__ = ["Findings"]
 
@@ -25,8 +25,10 @@ _SQL = statements("findings")
 MAX_PAGE = 10_000
 
 
-class Findings(Repository):
+class Findings(PartialIds):
     """What is known in one session, and by whom."""
+
+    noun = "finding"
 
     async def report(
         self,

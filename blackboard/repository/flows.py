@@ -15,15 +15,17 @@ from ..models.flows import FlowProgress, FlowRecord, FlowStatus, FlowSummary
 from ..models.tasks import NewTask, TaskRecord
 from ..store.statements import statements
 from .adding import task_options
-from .scope import Repository
+from .ids import PartialIds
 
 __all__ = ["Flows"]
 
 _SQL = statements("flows")
 
 
-class Flows(Repository):
+class Flows(PartialIds):
     """The flows of one session."""
+
+    noun = "flow"
 
     async def create(
         self,

@@ -120,11 +120,12 @@ class TaskGates(Repository):
     ) -> Pruned:
         """Finished tasks that ended long ago are gone, with their late results and edges, a batch a transaction.
 
-        A task stays while one that depends on it has not finished. Each that goes leaves an event ``task.pruned``.
+        A task stays while one that depends on it has not finished, or its flow has not. A flow that ended as long ago
+        goes when none of its tasks is left. Each leaves an event, ``task.pruned`` or ``flow.pruned``.
 
         Args:
             older_than: how long ago they must have ended; by default the session's ``retention``.
-            status: final statuses; by default all of them.
+            status: final statuses, of tasks and of flows; by default all of them.
             events: also the session's events before that moment, of whatever noun; cursors from before expire.
             dry_run: only counts.
 
@@ -141,11 +142,22 @@ class TaskGates(Repository):
                 "Say how old what goes must be: give older_than, or set the session's retention.", field="older_than"
             )
         before: datetime = row["now"] - age
+        tasks = await self._pruned("prune_tasks", before, statuses, dry_run)
+        flows = await self._pruned("prune_flows", before, statuses, dry_run)
+        gone: int | None = None
+        if events:
+            statement = _SQL["count_prunable_events"] if dry_run else _EVENTS["prune_events"]
+            counted = await self._executor.fetch_one(statement, session_id=self._scope.session_id, before=before)
+            assert counted is not None
+            gone = counted["events" if dry_run else "pruned"]
+        return Pruned(tasks=tasks, flows=flows, events=gone, before=before, dry_run=dry_run)
+
+    async def _pruned(self, statement: str, before: datetime, statuses: list[str], dry_run: bool) -> int:
         total = 0
         after: UUID | None = None
         while True:
             batch = await self._executor.fetch_one(
-                _SQL["prune_tasks"],
+                _SQL[statement],
                 session_id=self._scope.session_id,
                 before=before,
                 statuses=statuses,
@@ -158,14 +170,7 @@ class TaskGates(Repository):
             total += batch["pruned"]
             after = batch["next"]
             if after is None:
-                break
-        gone: int | None = None
-        if events:
-            statement = _SQL["count_prunable_events"] if dry_run else _EVENTS["prune_events"]
-            counted = await self._executor.fetch_one(statement, session_id=self._scope.session_id, before=before)
-            assert counted is not None
-            gone = counted["events" if dry_run else "pruned"]
-        return Pruned(tasks=total, events=gone, before=before, dry_run=dry_run)
+                return total
 
 
 def _one_of(type_: str | None, capability: str | None) -> tuple[str, str]:

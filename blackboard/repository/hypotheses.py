@@ -13,14 +13,14 @@ from ..jsonable import check_text
 from ..models.findings import Finding
 from ..models.hypotheses import Assessment, Hypothesis, HypothesisEvidence, HypothesisStatus
 from ..store.statements import statements
-from .scope import Repository
+from .ids import PartialIds
 
 __all__ = ["Hypotheses"]
 
 _SQL = statements("hypotheses")
 
 
-class Hypotheses(Repository):
+class Hypotheses(PartialIds):
     """The competing explanations of one session.
 
     A hypothesis's confidence is computed, in the transaction of whatever changes it:
@@ -36,6 +36,8 @@ class Hypotheses(Repository):
     superseded or contradicted; each time the revision grows and ``hypothesis.revised`` says why. Status stands apart:
     no confidence validates by itself.
     """
+
+    noun = "hypothesis"
 
     async def propose(
         self,

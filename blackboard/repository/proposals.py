@@ -22,14 +22,15 @@ from ..models.proposals import (
     VoteRecord,
 )
 from ..store.statements import statements
-from .scope import Repository, soon
+from .ids import PartialIds
+from .scope import soon
 
 __all__ = ["Proposals"]
 
 _SQL = statements("proposals")
 
 
-class Proposals(Repository):
+class Proposals(PartialIds):
     """What the members decide together.
 
     A proposal closes at once when no ballot that is still to come can change its outcome (ballots that were cast count
@@ -37,6 +38,8 @@ class Proposals(Repository):
     votes next applies. The rules are those of ``Rule``; under each of them the share of the electorate's weight that
     has voted, abstentions included, must also reach ``min_turnout``. What does not pass is rejected.
     """
+
+    noun = "proposal"
 
     async def open(
         self,

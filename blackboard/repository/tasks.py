@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from ..errors import InvalidInput, NotFound, WaitTimeout
+from ..errors import InvalidInput, NotFound, TaskNotCompleted, WaitTimeout
 from ..ids import as_uuid
 from ..jsonable import check_text
 from ..models.tasks import Dependency, LateResult, TaskRecord, TaskStatus
@@ -15,14 +15,17 @@ from ..store.statements import statements
 from .claims import TaskClaims
 from .dead_letters import DeadLetters
 from .gates import TaskGates
+from .ids import PartialIds
 
 __all__ = ["Tasks"]
 
 _SQL = statements("tasks")
 
 
-class Tasks(TaskClaims, DeadLetters, TaskGates):
+class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
     """The work of one session."""
+
+    noun = "task"
 
     async def cancel(self, task_id: UUID | str, reason: str = "") -> TaskRecord:
         """The task is cancelled; a running one is asked to stop, which its holder sees with its next progress report.
@@ -95,6 +98,13 @@ class Tasks(TaskClaims, DeadLetters, TaskGates):
     ) -> list[TaskRecord]:
         """The tasks that match, oldest first.
 
+        Args:
+            status: one or several; by default any.
+            type: only those.
+            capability: only those that need it.
+            assigned_to: only those that are with this agent, as ``TaskRecord.assignee`` says.
+            limit: at most so many.
+
         Raises:
             InvalidInput: no such status.
         """
@@ -147,6 +157,21 @@ class Tasks(TaskClaims, DeadLetters, TaskGates):
             raise WaitTimeout(f"Task {task_id} has not finished in time; wait again or cancel it.", id=str(task_id))
         return task
 
+    async def result(self, task_id: UUID | str, timeout: timedelta | None = None) -> Any:
+        """What the task's holder handed in; the task is completed.
+
+        Raises:
+            NotFound: no such task.
+            TaskNotCompleted: it ended failed, dead or cancelled; names ``status``, ``error_code`` and
+                ``error_message``.
+            WaitNotAllowed: this handle is bound to a caller's connection.
+            WaitTimeout: it has not finished in time.
+        """
+        task = await self.wait(task_id, timeout)
+        if task.status is TaskStatus.COMPLETED:
+            return task.result
+        raise _not_completed(task)
+
     async def _one(self, statement: str, task_id: UUID | str, **params: Any) -> TaskRecord:
         row = await self._executor.fetch_one(
             _SQL[statement], session_id=self._scope.session_id, id=as_uuid(task_id, "task_id"), **params
@@ -154,6 +179,22 @@ class Tasks(TaskClaims, DeadLetters, TaskGates):
         if row is None:
             raise NotFound(f"There is no task {task_id} in this session.", noun="task", id=str(task_id))
         return TaskRecord.from_row(row)
+
+
+def _not_completed(task: TaskRecord) -> TaskNotCompleted:
+    # Whoever writes rows by hand may leave any JSON there.
+    given: Any = task.error
+    error = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    code, message = error.get("code"), error.get("message")
+    why = f" ({': '.join(str(part) for part in (code, message) if part)})" if code or message else ""
+    again = "" if task.status is TaskStatus.CANCELLED else f"; start it over with `blackboard task redrive {task.id}`"
+    return TaskNotCompleted(
+        f"Task {task.id} is {task.status.value} and has no result{why}{again}.",
+        id=str(task.id),
+        status=task.status.value,
+        error_code=code,
+        error_message=message,
+    )
 
 
 def _status(value: TaskStatus | str) -> str:

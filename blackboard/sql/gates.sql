@@ -89,6 +89,13 @@ FROM blackboard.prune_tasks(
     CAST(:session_id AS uuid), CAST(:before AS timestamptz), CAST(:statuses AS text[]), CAST(:after AS uuid),
     CAST(:scan AS integer), CAST(:dry_run AS boolean), CAST(:actor AS text));
 
+-- name: prune_flows
+-- Prunes among the next scan flows after the given one; where to go on, and how many went. Locks: those rows by id.
+SELECT next, pruned
+FROM blackboard.prune_flows(
+    CAST(:session_id AS uuid), CAST(:before AS timestamptz), CAST(:statuses AS text[]), CAST(:after AS uuid),
+    CAST(:scan AS integer), CAST(:dry_run AS boolean), CAST(:actor AS text));
+
 -- name: count_prunable_events
 -- How many events a prune up to that moment would take.
 SELECT count(*) AS events

@@ -20,7 +20,8 @@ GRANT INSERT, UPDATE, DELETE ON blackboard.lock_waiters, blackboard.requests TO 
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA blackboard TO %1$I;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA blackboard TO %1$I;
 REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
-    blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
+    blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text),
+    blackboard.prune_flows(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
 $grants$, CAST(:name AS text)) AS grants;
 
 -- name: reader_grants
@@ -30,5 +31,6 @@ SELECT format($grants$-- Run this as the owner of the schema, and again after an
 GRANT USAGE ON SCHEMA blackboard TO %1$I;
 GRANT SELECT ON ALL TABLES IN SCHEMA blackboard TO %1$I;
 REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
-    blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
+    blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text),
+    blackboard.prune_flows(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
 $grants$, CAST(:name AS text)) AS grants;

@@ -65,7 +65,8 @@ FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid) AND id = ANY (CAST(:ids AS uuid[]));
 
 -- name: list_tasks
--- In order of id, which is that of creation for ids made by the client; NULL means any. Index: tasks_pkey.
+-- In order of id, which is that of creation for ids made by the client; NULL means any. A task that waits for anybody is
+-- with nobody, whoever had it last. Index: tasks_pkey.
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
@@ -76,7 +77,9 @@ WHERE session_id = CAST(:session_id AS uuid)
   AND (CAST(:statuses AS text[]) IS NULL OR status = ANY (CAST(:statuses AS text[])))
   AND (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
   AND (CAST(:capability AS text) IS NULL OR capability = CAST(:capability AS text))
-  AND (CAST(:assigned_to AS text) IS NULL OR assigned_to = CAST(:assigned_to AS text))
+  AND (CAST(:assigned_to AS text) IS NULL
+       OR (assigned_to = CAST(:assigned_to AS text)
+           AND (attempt = 0 OR status NOT IN ('scheduled', 'blocked', 'awaiting_approval', 'held', 'pending'))))
 ORDER BY id
 LIMIT CAST(:limit AS integer);
 

@@ -15,16 +15,19 @@ from ...jsonable import check_text, dump_json
 from ...models.actions import ActionRecord, ActionStatus, ActionType, Approval
 from ...models.proposals import VoteOptions
 from ...store.statements import statements
+from .ids import PartialIds
 from .proposals import as_at_deadline, as_rule
-from .scope import Repository, soon
+from .scope import soon
 
 __all__ = ["Actions"]
 
 _SQL = statements("actions")
 
 
-class Actions(Repository):
+class Actions(PartialIds):
     """What agents do to the world outside the board; an approval blocks its own action and nothing else."""
+
+    noun = "action"
 
     def propose(
         self,

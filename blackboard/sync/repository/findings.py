@@ -17,7 +17,7 @@ from ...jsonable import check_text, dump_json
 from ...models.findings import Contradiction, Corroboration, Evidence, Finding, FindingCategory, Similar
 from ...store.statements import statements
 from ..store.executor import Row
-from .scope import Repository
+from .ids import PartialIds
 
 __all__ = ["Findings"]
 
@@ -26,8 +26,10 @@ _SQL = statements("findings")
 MAX_PAGE = 10_000
 
 
-class Findings(Repository):
+class Findings(PartialIds):
     """What is known in one session, and by whom."""
+
+    noun = "finding"
 
     def report(
         self,
