@@ -32,7 +32,7 @@ _RELISTEN_SECONDS = 30.0  # a standby refuses LISTEN until it is promoted, which
 _MOST_PAUSES = 8  # how far the time between two sends grows
 _QUIET_PAUSES = 4  # of the shortest time between two sends: a hint that comes later is the only one
 _CLOSE_SECONDS = 0.5  # what close() grants the hints that are still to be sent
-_HEARD_POLL_SECONDS = 30.0  # between looks while LISTEN is in effect
+_HEARD_POLL_SECONDS = 60.0  # between looks while LISTEN is in effect
 _LOOK_SECONDS = 0.004  # between the looks of two who began to wait together
 _FIRST_LOOK_SECONDS = 0.25  # and after the first one, which may have to open a connection
 _MOST_LATE_SECONDS = 5.0  # a look comes for all that
@@ -72,7 +72,7 @@ class Listener:
             listen_url: used in place of ``conninfo`` where that leads through a pooler.
             channel: the NOTIFY channel.
             poll_interval: the longest that a wait lasts while nothing is heard; while LISTEN is in effect, when only a
-                sender that died after its commit can leave a hint out, it is half a minute.
+                sender that died after its commit can leave a hint out, it is a minute.
             coalesce: the shortest time between two statements that send hints; the first is sent at once. While there
                 is always another one to send the time grows to eight times as much, for each of them wakes every
                 listening backend of the database.
