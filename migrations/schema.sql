@@ -1763,7 +1763,7 @@ BEGIN
         v_below := v_priority;
     END LOOP;
     v_took := extract(epoch FROM clock_timestamp() - v_began);
-    IF v_took > 0.003 + 0.00006 * (p_limit - v_left) THEN
+    IF v_took > 0.003 + 0.00003 * (p_limit - v_left) THEN
         -- Slow for so few tasks: from the next claim on, what lies below is left out for a while.
         PERFORM blackboard.note_floors(p_session_id, '{}', least(15, 40 * v_took));
     END IF;
@@ -1862,7 +1862,7 @@ BEGIN
         END LOOP;
         v_left := v_left + v_share;
         v_took := extract(epoch FROM clock_timestamp() - v_began);
-        IF v_took > 0.003 + 0.00006 * p_share THEN
+        IF v_took > 0.003 + 0.00003 * p_share THEN
             PERFORM blackboard.note_floors(v_session_id, '{}', least(15, 40 * v_took));
         END IF;
     END LOOP;
