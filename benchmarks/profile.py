@@ -24,7 +24,7 @@ PART = "profile"
 # What is taken away, one database each.
 ABLATIONS: dict[str, str] = {
     "as it is": "",
-    "without history triggers": (
+    "without history triggers, which hold the rules too": (
         "ALTER TABLE blackboard.tasks DISABLE TRIGGER history_insert;"
         "ALTER TABLE blackboard.tasks DISABLE TRIGGER history_update"
     ),
