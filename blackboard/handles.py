@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
 from uuid import UUID
 
 from .models.agents import AgentRecord
@@ -29,6 +29,29 @@ from .repository.tasks import Tasks
 
 __all__ = ["Agent", "Session"]
 
+_R = TypeVar("_R")
+
+
+class _Bound(Generic[_R]):
+    """A repository on the handle's scope, made when it is first asked for: a process may hold thousands of handles."""
+
+    def __init__(self, kind: Callable[[Scope], _R]) -> None:
+        self._kind = kind
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, handle: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, handle: Session | Agent, owner: type) -> _R: ...
+    def __get__(self, handle: Session | Agent | None, owner: type) -> Self | _R:
+        if handle is None:
+            return self
+        # From here on the instance's own attribute is found first.
+        made = handle.__dict__[self._name] = self._kind(handle.scope)
+        return made
+
 
 class Session:
     """One problem that agents work on together.
@@ -40,23 +63,24 @@ class Session:
             it.
     """
 
+    agents = _Bound(Agents)
+    findings = _Bound(Findings)
+    hypotheses = _Bound(Hypotheses)
+    tasks = _Bound(Tasks)
+    flows = _Bound(Flows)
+    proposals = _Bound(Proposals)
+    actions = _Bound(Actions)
+    limits = _Bound(Limits)
+    locks = _Bound(Locks)
+    budgets = _Bound(Budgets)
+    schedules = _Bound(Schedules)
+    events = _Bound(Events)
+
     def __init__(self, scope: Scope, record: SessionRecord, sessions: Sessions) -> None:
         """Use ``Blackboard.start`` or ``Blackboard.session``."""
         self.scope = scope
         self._sessions = sessions
         self.record = record
-        self.agents = Agents(scope)
-        self.findings = Findings(scope)
-        self.hypotheses = Hypotheses(scope)
-        self.tasks = Tasks(scope)
-        self.flows = Flows(scope)
-        self.proposals = Proposals(scope)
-        self.actions = Actions(scope)
-        self.limits = Limits(scope)
-        self.locks = Locks(scope)
-        self.budgets = Budgets(scope)
-        self.schedules = Schedules(scope)
-        self.events = Events(scope)
 
     def __repr__(self) -> str:
         return f"<Session {self.record.name!r} {self.id}>"
@@ -176,21 +200,22 @@ class Agent:
         findings, hypotheses, tasks, flows, proposals, actions, locks, budgets, events: what it can read and write.
     """
 
+    findings = _Bound(Findings)
+    hypotheses = _Bound(Hypotheses)
+    tasks = _Bound(Tasks)
+    flows = _Bound(Flows)
+    proposals = _Bound(Proposals)
+    actions = _Bound(Actions)
+    limits = _Bound(Limits)
+    locks = _Bound(Locks)
+    budgets = _Bound(Budgets)
+    events = _Bound(Events)
+
     def __init__(self, scope: Scope, record: AgentRecord, session: Session) -> None:
         """Use ``Session.join``."""
         self.scope = scope
         self.record = record
         self.session = session
-        self.findings = Findings(scope)
-        self.hypotheses = Hypotheses(scope)
-        self.tasks = Tasks(scope)
-        self.flows = Flows(scope)
-        self.proposals = Proposals(scope)
-        self.actions = Actions(scope)
-        self.limits = Limits(scope)
-        self.locks = Locks(scope)
-        self.budgets = Budgets(scope)
-        self.events = Events(scope)
 
     def __repr__(self) -> str:
         return f"<Agent {self.id!r} in {self.session.name!r}>"

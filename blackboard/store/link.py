@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import BlackboardError, ConfigurationError, ServerUnreachable
 from ..sqlstates import from_sqlstate
+from .ear import Ear, Notice
 
 __all__ = ["Link", "Stopped", "Waker", "backoff", "parse_conninfo"]
 
@@ -71,7 +72,7 @@ class Link:
     """One connection driven without a blocking call, so that a hung server cannot hold the thread that owns it.
 
     ``psycopg.Connection`` waits inside its calls where no other thread can reach it. This one waits on the socket and
-    a waker together, with a deadline for everything. Only its own thread may use it.
+    a waker together, with a deadline for everything. Only its own thread may use it, and lend it to an ear.
     """
 
     def __init__(self, conninfo: str, waker: Waker, *, name: str, answer_seconds: float) -> None:
@@ -205,22 +206,41 @@ class Link:
             raise refusal
         return row
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float, ear: Ear | None = None) -> None:
         """Something came in, the waker was raised, or ``timeout`` seconds passed; also works on a closed link.
+
+        Args:
+            timeout: in seconds.
+            ear: what comes in meanwhile is read by its loop, and ends no wait.
 
         Raises:
             ServerUnreachable: the connection was lost; close the link.
             Stopped: the waker was stopped.
         """
-        if self._select(selectors.EVENT_READ, monotonic() + timeout):
-            try:
+        deadline = monotonic() + timeout
+        try:
+            if ear is None or self._conn is None:
+                came = self._select(selectors.EVENT_READ, deadline)
+            else:
+                with ear.lent(self._conn.socket, self._overhear):
+                    self._select(0, deadline)
+                came = True
+            if came:
                 self._require().consume_input()
-            except psycopg.Error as error:
-                raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
+        except psycopg.Error as error:
+            raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
 
-    def notifications(self) -> list[tuple[int, str]]:
-        """What arrived since the last call: the sender's process id and the payload."""
-        found: list[tuple[int, str]] = []
+    def _overhear(self) -> tuple[int, list[Notice]]:
+        # In the ear's loop, while this link is lent to it.
+        try:
+            self._require().consume_input()
+        except (psycopg.Error, ServerUnreachable):
+            self._waker.wake()  # whoever waits takes the link back, and meets the same error
+        return self.backend_pid, self.notifications()
+
+    def notifications(self) -> list[Notice]:
+        """What arrived since the last call."""
+        found: list[Notice] = []
         while self._conn is not None and (notice := self._conn.notifies()) is not None:
             found.append((notice.be_pid, notice.extra.decode("utf-8", "replace")))
         return found
@@ -248,7 +268,7 @@ class Link:
             selector.register(self._waker, selectors.EVENT_READ)
         try:
             # While connecting, libpq goes from one descriptor to the next.
-            wanted = None if self._conn is None else (self._conn.socket, events)
+            wanted = None if self._conn is None or not events else (self._conn.socket, events)
         except psycopg.Error as error:
             raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
         if wanted != self._watched:

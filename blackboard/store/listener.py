@@ -18,8 +18,9 @@ from time import monotonic
 from uuid import UUID
 
 from ..errors import BlackboardError, ServerUnreachable
+from .ear import Ear, Notice
 from .link import Link, Stopped, Waker, backoff, parse_conninfo
-from .subscription import Subscription, resolve
+from .subscription import Subscription, Woken, resolve
 
 __all__ = ["Listener"]
 
@@ -36,6 +37,7 @@ _HEARD_POLL_SECONDS = 60.0  # between looks while LISTEN is in effect
 _LOOK_SECONDS = 0.004  # between the looks of two who began to wait together
 _FIRST_LOOK_SECONDS = 0.25  # and after the first one, which may have to open a connection
 _MOST_LATE_SECONDS = 5.0  # a look comes for all that
+_LENT_SECONDS = 5.0  # a loop that reads for itself may have stopped: the thread takes in what it left
 _MAX_BACKOFF = 5.0
 _STABLE_SECONDS = 10.0  # a connection that lived this long resets the backoff
 _MAX_PENDING = 10_000  # hints kept while the server is away
@@ -49,7 +51,9 @@ FROM pg_catalog.unnest(CAST($2 AS text[])) AS payload
 
 
 class Listener:
-    """Sends and hears the hints of one process and database over one connection, in one background thread.
+    """Sends and hears the hints of one process and database over one connection and one background thread.
+
+    While all who wait do so in one event loop, that loop takes in what is heard, and the thread does the rest.
 
     Starts with the first ``subscribe`` or ``notify`` and reconnects by itself. Behind a transaction pooler it cannot
     hear (``listening`` stays False) and waiters poll, unless ``listen_url`` leads past the pooler; sending works in
@@ -101,6 +105,9 @@ class Listener:
         self._listening = False
         self._thread: threading.Thread | None = None
         self._waker: Waker | None = None
+        # The loop that reads the connection itself, and whether there are waiters of several loops or in threads.
+        self._ear: Ear | None = None
+        self._spread = False
 
     @property
     def listening(self) -> bool:
@@ -174,6 +181,7 @@ class Listener:
         if self._pid != os.getpid():  # the thread and its socket are the parent's
             self._closed = True
             return
+        self._retire()
         with self._lock:
             self._closed = True
             thread, waker = self._thread, self._waker
@@ -204,8 +212,11 @@ class Listener:
             self._thread.start()
         return self._waker
 
-    def _waiting(self, timeout: float | None) -> tuple[float, threading.RLock]:
+    def _waiting(self, timeout: float | None, loop: asyncio.AbstractEventLoop | None) -> tuple[float, threading.RLock]:
         self._check_process()
+        ear = self._ear
+        if not self._spread and (ear is None or ear.loop is not loop) and (timeout is None or timeout > 0):
+            self._hear_in(loop)
         poll = max(self._poll_seconds, _HEARD_POLL_SECONDS) if self._listening else self._poll_seconds
         return poll if timeout is None else min(timeout, poll), self._lock
 
@@ -239,20 +250,48 @@ class Listener:
         Args:
             here: the loop that this is called in, if any: who waits there needs no word from outside.
         """
-        futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
+        woken: Woken = {}
         with self._lock:
             groups = self._subscriptions
             chosen = tuple(groups.values()) if noun is None else (groups.get(session), groups.get(None))
             for group in chosen:
                 for subscription in tuple(group or ()):
                     if noun is None or subscription.nouns is None or _concerns(noun, subscription.nouns):
-                        subscription.hint(futures)
-        for loop, waiting in futures.items():  # one call a loop: each one writes to the loop's socket
+                        subscription.hint(woken)
+        for loop, waiting in woken.items():  # one call a loop: each one writes to the loop's socket
             if loop is here:
                 resolve(waiting, True)
                 continue
             with contextlib.suppress(RuntimeError):  # the loop was closed under its waiters
                 loop.call_soon_threadsafe(resolve, waiting, True)
+
+    def _heard(self, own: int, notices: list[Notice]) -> None:
+        here = _running_loop() if notices else None
+        for sender, payload in notices:
+            if sender != own:  # our own went to our subscribers before it was sent
+                self._deliver(*_parse(payload), here=here)
+
+    def _hear_in(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Somebody waits in ``loop``, or, without one, blocks a thread: as long as all are of one loop, it reads."""
+        with self._lock:
+            if self._closed or self._spread or (self._ear is not None and self._ear.loop is loop):
+                return
+            self._spread = loop is None or (self._ear is not None and not self._ear.gone)
+            self._retire()
+            if loop is not None and not self._spread:
+                try:
+                    self._ear = Ear(loop, self._heard)
+                except NotImplementedError:
+                    self._spread = True
+            waker = self._waker
+        if waker:
+            waker.wake()
+
+    def _retire(self) -> None:
+        with self._lock:
+            ear, self._ear = self._ear, None
+        if ear is not None:
+            ear.retire()
 
     def _run(self, waker: Waker) -> None:
         link = Link(self._conninfo, waker, name="blackboard listener", answer_seconds=_ANSWER_SECONDS)
@@ -286,9 +325,7 @@ class Listener:
         send_at = listen_at = 0.0
         pause = self._coalesce_seconds
         while True:
-            for sender, payload in link.notifications():
-                if sender != link.backend_pid:  # our own went to our subscribers before it was sent
-                    self._deliver(*_parse(payload))
+            self._heard(link.backend_pid, link.notifications())
             now = monotonic()
             with self._lock:
                 wanted, pending, closed = bool(self._subscriptions), bool(self._pending), self._closed
@@ -315,6 +352,7 @@ class Listener:
                 self._listen(link)
             elif self._listening and not wanted and idle >= _UNLISTEN_SECONDS:
                 self._listening = False
+                self._retire()
                 link.run(b"UNLISTEN *")
                 # The pause after a refusal is not for this: the next subscriber is heard at once.
                 listen_at = 0.0
@@ -328,7 +366,10 @@ class Listener:
                     reasons.append(listen_at - now)
                 if not wanted:
                     reasons.append((_UNLISTEN_SECONDS if self._listening else _IDLE_SECONDS) - idle)
-                link.wait(min(reasons))
+                ear = self._ear
+                if ear is not None:
+                    reasons.append(_LENT_SECONDS)
+                link.wait(min(reasons), ear)
 
     def _listen(self, link: Link) -> None:
         pid = link.run(b"SELECT pg_catalog.pg_backend_pid()")[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-__all__ = ["Subscription", "resolve"]
+__all__ = ["Subscription", "Woken", "resolve"]
 
 
 class Subscription:
@@ -30,7 +30,7 @@ class Subscription:
         session_id: UUID | None,
         nouns: Collection[str] | None,
         *,
-        waiting: Callable[[float | None], tuple[float, threading.RLock]],
+        waiting: Callable[[float | None, asyncio.AbstractEventLoop | None], tuple[float, threading.RLock]],
         poll_over: Callable[[asyncio.Future[bool], float], None],
         leave: Callable[[Subscription], None],
     ) -> None:
@@ -41,6 +41,7 @@ class Subscription:
         self._leave = leave
         self._hinted = False
         self._waiters: list[asyncio.Future[bool] | threading.Lock] = []
+        self._call: tuple[asyncio.AbstractEventLoop, Callable[[], None]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +58,7 @@ class Subscription:
 
         Blocks the thread. All who wait at once on one subscription are woken by a hint.
         """
-        seconds, lock = self._waiting(timeout)
+        seconds, lock = self._waiting(timeout, None)
         gate = threading.Lock()
         gate.acquire()
         with lock:
@@ -74,8 +75,8 @@ class Subscription:
 
     async def wait_async(self, timeout: float | None = None) -> bool:
         """Like ``wait``, without blocking the event loop; a cancelled wait leaves its hint to the next one."""
-        seconds, lock = self._waiting(timeout)
         loop = asyncio.get_running_loop()
+        seconds, lock = self._waiting(timeout, loop)
         with lock:
             if self._hinted or seconds <= 0:
                 return self._take()
@@ -96,6 +97,20 @@ class Subscription:
         with lock:
             return self._take() or woken
 
+    def call(self, function: Callable[[], None]) -> None:
+        """From now on ``function`` is called in this event loop after hints, one call for those that come at once.
+
+        For whoever also looks without a hint: nothing is called when the poll interval is over.
+        """
+        loop = asyncio.get_running_loop()
+        self._waiting(None, loop)
+        self._call = (loop, function)
+
+    def called(self) -> None:
+        """The function of ``call`` has been called, if there is a hint that it was not called for."""
+        if self._take() and self._call is not None:
+            self._call[1]()
+
     def _take(self) -> bool:
         hinted, self._hinted = self._hinted, False
         return hinted
@@ -104,28 +119,37 @@ class Subscription:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
 
-    def hint(self, futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]]) -> None:
-        """Waiting threads are released, and ``futures`` holds those to resolve in their loops.
+    def hint(self, woken: Woken) -> None:
+        """Waiting threads are released, and ``woken`` holds who is to be woken in its loop.
 
         For the listener, which holds the lock. The flag stays up until a wait returns it, so that a cancelled wait
         loses nothing.
         """
+        if self._call is not None and not self._hinted:
+            woken.setdefault(self._call[0], []).append(self)
         self._hinted = True
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if isinstance(waiter, asyncio.Future):
-                    futures.setdefault(waiter.get_loop(), []).append(waiter)
+                    woken.setdefault(waiter.get_loop(), []).append(waiter)
                 else:
                     waiter.release()
 
     def revive(self) -> None:
         """Usable in a forked child: those who waited stayed in the parent, what happened meanwhile is unknown."""
         self._waiters = []
+        self._call = None
         self._hinted = True
 
 
-def resolve(futures: list[asyncio.Future[bool]], hinted: bool) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(hinted)
+Woken = dict[asyncio.AbstractEventLoop, list["asyncio.Future[bool] | Subscription"]]
+
+
+def resolve(woken: Sequence[asyncio.Future[bool] | Subscription], hinted: bool) -> None:
+    """In their loop: who waits goes on, and who is to be called is."""
+    for one in woken:
+        if isinstance(one, Subscription):
+            one.called()
+        elif not one.done():
+            one.set_result(hinted)

@@ -78,6 +78,7 @@ class Lane:
         look_by: when it is to be looked at, however busy the others are: something is due, or a hint was lost.
         unheard: its listeners were not yet told what was claimed of it.
         in_vain: how many hints in a row came to nothing: others were quicker.
+        coming: the look that a hint has led to, where it is to come a little later.
         left_out: the last claim from several lanes got nothing of it.
         alone: and yet there is something, which such a claim leaves to one from this lane alone.
     """
@@ -94,6 +95,7 @@ class Lane:
     closed: bool = False
     unheard: bool = False
     in_vain: int = 0
+    coming: asyncio.TimerHandle | None = None
     left_out: bool = False
     alone: bool = False
 

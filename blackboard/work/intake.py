@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from ..errors import LeaseLost, NotFound, SessionClosed
 from ..ids import new_id
 from ..repository.scope import head_start
 from ..store.statements import statements
+from ..store.subscription import Subscription
 from .context import TaskContext
 from .core import RETRYABLE, Core, Lane, Line, Outage, log
 
@@ -46,7 +48,7 @@ class Intake:
         self._look_at = 0.0
         self._lease_id: UUID | None = None
         self._outage = Outage("a worker's claims")
-        self._watchers: list[asyncio.Task[None]] = []
+        self._subscriptions: list[Subscription] = []
         # A slot wakes us when the buffer has sunk to this; -1 while nobody waits for that.
         self.low_water = -1
         # Nothing was left at the last look, and nothing has happened since.
@@ -55,12 +57,17 @@ class Intake:
     def start(self) -> None:
         """Hints are heard from here on."""
         for lane in self._core.lanes:
-            self._watchers.append(asyncio.create_task(self._hear(lane), name="blackboard-hints"))
+            hints = lane.session.scope.listener.subscribe(lane.session.id, ("tasks.ready", "sessions"))
+            hints.call(partial(self._heard, lane))
+            self._subscriptions.append(hints)
 
     def close(self) -> None:
         """Hints are heard no more."""
-        for watcher in self._watchers:
-            watcher.cancel()
+        for hints in self._subscriptions:
+            hints.close()
+        for lane in self._core.lanes:
+            if lane.coming is not None:
+                lane.coming.cancel()
 
     def wake(self) -> None:
         """There is room for more."""
@@ -315,20 +322,24 @@ class Intake:
         for lane in by_id.values():
             lane.closed = True
 
-    async def _hear(self, lane: Lane) -> None:
-        with lane.session.scope.listener.subscribe(lane.session.id, ("tasks.ready", "sessions")) as hints:
-            while not lane.closed:
-                if not await hints.wait_async(None):
-                    continue
-                if lane.in_vain:
-                    # Others were quicker the last time: of many idle workers not all come at once, and a look costs
-                    # less than a claim.
-                    await asyncio.sleep(head_start(lane.in_vain))
-                    lane.recheck = True
-                else:
-                    lane.hot = True
-                lane.in_vain += 1
-                self.dry = False
-                lane.misses = 0
-                lane.not_before = 0.0
-                self._event.set()
+    def _heard(self, lane: Lane) -> None:
+        """There was a hint. Of many idle workers not all come at once: who came in vain the last time comes later."""
+        if lane.closed or lane.coming is not None:
+            return
+        if lane.in_vain:
+            lane.coming = asyncio.get_running_loop().call_later(head_start(lane.in_vain), self._come, lane)
+        else:
+            lane.hot = True
+            self._stirred(lane)
+
+    def _come(self, lane: Lane) -> None:
+        lane.coming = None
+        # A look costs less than a claim.
+        lane.recheck = True
+        self._stirred(lane)
+
+    def _stirred(self, lane: Lane) -> None:
+        lane.in_vain += 1
+        lane.misses = 0
+        lane.not_before = 0.0
+        self.stir()

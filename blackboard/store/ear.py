@@ -1,0 +1,92 @@
+"""An event loop that reads a link's notifications itself, while the link's own thread waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import threading
+from collections.abc import Callable, Generator
+
+__all__ = ["Ear", "Notice"]
+
+Notice = tuple[int, str]
+"""The sender's process id and the payload."""
+
+
+class Ear:
+    """Lets one event loop take in what the server sends, without waking a thread in between.
+
+    A thread that hears for a loop costs two thread switches a hint, and where many such processes or threads hear the
+    same one, they are in each other's way: that took longer than all the rest of a wake-up. So the thread lends its
+    connection to the loop whenever it only waits, and takes it back for everything else.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, heard: Callable[[int, list[Notice]], None]) -> None:
+        """Call it in ``loop``.
+
+        Args:
+            loop: reads from now on.
+            heard: is given our own process id on the server and what came in, in the loop.
+
+        Raises:
+            NotImplementedError: this platform or this kind of loop cannot do it.
+        """
+        if not hasattr(select, "epoll"):
+            raise NotImplementedError
+        self.loop = loop
+        self._heard = heard
+        # A descriptor of our own for the loop, behind which the connection can be put and taken away by any thread.
+        self._behind = select.epoll()
+        # Held by whoever uses the connection; by the thread whenever it has not lent it.
+        self._turn = threading.Lock()
+        self._turn.acquire()
+        self._read: Callable[[], tuple[int, list[Notice]]] | None = None
+        try:
+            loop.add_reader(self._behind.fileno(), self._listen)
+        except BaseException:
+            self._behind.close()
+            raise
+
+    @property
+    def gone(self) -> bool:
+        """Whether the loop will never read again."""
+        return self.loop.is_closed()
+
+    @contextlib.contextmanager
+    def lent(self, descriptor: int, read: Callable[[], tuple[int, list[Notice]]]) -> Generator[None]:
+        """Inside, the loop calls ``read`` when the descriptor has something; the caller leaves it alone.
+
+        What ``read`` returns is our own process id on the server and what came in. It must not raise.
+        """
+        self._read = read
+        with contextlib.suppress(OSError, ValueError):  # retired meanwhile: the caller's next wait is its own
+            self._behind.register(descriptor, select.EPOLLIN)
+        self._turn.release()
+        try:
+            yield
+        finally:
+            self._mute(descriptor)
+            self._turn.acquire()
+
+    def _mute(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._behind.unregister(descriptor)
+
+    def _listen(self) -> None:
+        if self._read is None or not self._turn.acquire(blocking=False):
+            return  # the thread is about to take the connection back, and reads it then
+        try:
+            own, notices = self._read()
+        finally:
+            self._turn.release()
+        self._heard(own, notices)
+
+    def retire(self) -> None:
+        """The loop does not read any more; call it from anywhere."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and its readers with it
+            self.loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        self.loop.remove_reader(self._behind.fileno())
+        self._behind.close()
