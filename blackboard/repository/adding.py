@@ -106,7 +106,7 @@ class TaskAdding(Repository):
             made = await self._executor.fetch_one(
                 _SQL["add_plain_task"], **values, parameters=text, actor=self._scope.actor, hint=told
             )
-            if made is not None:
+            if made is not None and made["created_at"] is not None:
                 self._hint("tasks.ready", told=told)
                 return TaskRecord.plain(**values, parameters=load_json(text), **made)
         row = await self._executor.fetch_one(

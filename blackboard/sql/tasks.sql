@@ -37,12 +37,12 @@ FROM blackboard.add_task(
     CAST(:actor AS text));
 
 -- name: add_plain_task
--- Adds one task with nothing special about it; no row if the id was used before.
-SELECT created_at, created_by
-FROM blackboard.add_plain_task(
-    CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:type AS text), CAST(:capability AS text),
-    CAST(:priority AS smallint), CAST(CAST(:parameters AS text) AS jsonb), CAST(:actor AS text),
-    CAST(:hint AS boolean));
+-- Adds one task with nothing special about it; when and by whom, and no moment if the id was used before.
+SELECT blackboard.add_plain_task(
+           CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:type AS text), CAST(:capability AS text),
+           CAST(:priority AS smallint), CAST(CAST(:parameters AS text) AS jsonb), CAST(:actor AS text),
+           CAST(:hint AS boolean)) AS created_at,
+       coalesce(nullif(CAST(:actor AS text), ''), session_user) AS created_by;
 
 -- name: get_task
 -- One task. Index: tasks_pkey.
