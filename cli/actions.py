@@ -48,7 +48,9 @@ def list_(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
 ) -> None:
     """List the actions of a session, newest first."""
-    desk.out.records(desk.session().actions.list(status=status, limit=limit), _COLUMNS, empty="No such actions.")
+    desk.out.records(
+        desk.session().actions.list(status=status, limit=limit), _COLUMNS, empty="No such actions.", limit=limit
+    )
 
 
 @command(app, "show", example="blackboard action show c07be215")

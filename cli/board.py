@@ -34,11 +34,15 @@ def board(
 
 def show_board(desk: Desk, session: Session, limit: int) -> None:
     """Prints the picture of ``session``."""
+    from blackboard.models.tasks import TaskStatus
+
     picture = session.board(limit=limit)
     if desk.out.json:
         desk.out.document(jsonable(picture))
         return
-    tasks = {status.value: count for status, count in picture.counts.tasks.items()}
+    # In the order of a task's life.
+    counts = picture.counts.tasks
+    tasks = {status.value: counts[status] for status in TaskStatus if status in counts}
     sections: list[tuple[str, int, Sequence[Any], list[Column]]] = [
         ("hypotheses", picture.counts.hypotheses, picture.hypotheses, _HYPOTHESES),
         ("findings", picture.counts.findings, picture.findings, _FINDINGS),

@@ -145,6 +145,7 @@ def ledger(
         session.budgets.ledger(agent_id=agent_id, task_id=task, status=status, limit=limit),
         _LEDGER,
         empty="No such entries.",
+        limit=limit,
     )
 
 

@@ -60,7 +60,7 @@ def list_(
 ) -> None:
     """List the dead tasks of a session, the latest death first."""
     found = desk.session().tasks.dead_letters(type=type_, error_code=error, limit=limit)
-    desk.out.records(found, _COLUMNS, empty="No dead letters.")
+    desk.out.records(found, _COLUMNS, empty="No dead letters.", limit=limit)
 
 
 @command(app, "show", example="blackboard deadletter show 5e1c9a07")

@@ -6,6 +6,7 @@ import getpass
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from difflib import get_close_matches
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from uuid import UUID
@@ -93,12 +94,19 @@ class Desk:
         if wanted:
             try:
                 return self.board.session(wanted)
-            except NotFound:
-                if not looks_partial(wanted):
-                    raise
-                found = [one for one in self.board.sessions.list(limit=10_000) if fits(wanted, one.id)]
+            except NotFound as error:
+                known = self.board.sessions.list(limit=10_000)
+                found = [one for one in known if fits(wanted, one.id)] if looks_partial(wanted) else []
                 if not found:
-                    raise
+                    close = get_close_matches(wanted, [one.name for one in known], 1)
+                    if not close:
+                        raise
+                    raise NotFound(
+                        f"There is no session {wanted!r}. Did you mean {close[0]!r}? `blackboard session list` shows "
+                        "those there are.",
+                        noun="session",
+                        id=error.id,
+                    ) from None
                 return self.board.session(self._only(wanted, found).id)
         sessions = self.board.sessions
         opened = [*sessions.list(status="active", limit=20), *sessions.list(status="paused", limit=20)]
@@ -187,9 +195,10 @@ class Desk:
                 id=given,
             )
         if len(found) > 1:
+            # Who asked may know no more than two of them.
             shown = ", ".join(str(one) for one in found[:10])
             raise InvalidInput(
-                f"{given!r} fits several ids; give more of it: {shown}{' …' if len(found) > 10 else ''}.",
+                f"{given!r} fits several ids; give more of it: {shown} and maybe more; they differ most at their end.",
                 field=field,
                 matches=[str(one) for one in found[:100]],
             )

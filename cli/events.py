@@ -113,6 +113,10 @@ def events(
         # The way to end this; without --follow it is an interruption like any other.
         if not follow:
             raise
+    except Exception:
+        # What was typed is no news to who typed it, and may be no cursor at all.
+        cursor = None if cursor == since else cursor
+        raise
     finally:
         if cursor is not None:
             told = json.dumps({"cursor": cursor}) if desk.out.json else f"cursor: {cursor}"

@@ -73,6 +73,7 @@ def list_(
         ),
         _COLUMNS,
         empty="No such findings.",
+        limit=limit,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -17,7 +18,10 @@ from .values import coming, document, duration
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from pydantic import ValidationError
+
     from blackboard import After, Stage
+    from blackboard.errors import InvalidInput
     from blackboard.sync import Session
 
 __all__ = ["app", "stages_of"]
@@ -50,11 +54,15 @@ FlowId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more c
 def list_(
     desk: Desk,
     *,
-    status: Annotated[str | None, typer.Option(metavar="STATUS", help="Only those.")] = None,
+    status: Annotated[
+        Literal["running", "paused", "completed", "failed", "cancelled"] | None, typer.Option(help="Only those.")
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
 ) -> None:
     """List the flows of a session, newest first."""
-    desk.out.records(desk.session().flows.list(status=status, limit=limit), _COLUMNS, empty="No such flows.")
+    desk.out.records(
+        desk.session().flows.list(status=status, limit=limit), _COLUMNS, empty="No such flows.", limit=limit
+    )
 
 
 @command(
@@ -270,7 +278,19 @@ def _yaml(file: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"{file} is no YAML: {' '.join(str(error).split())}.", field="file") from None
+        raise InvalidInput(f"{_named(file)} is no YAML: {_where(error)}.", field="file") from None
+
+
+def _named(file: str) -> str:
+    return "What stdin gave" if file == "-" else file
+
+
+def _where(error: Any) -> str:
+    """What is wrong and where, without the library's drawing of it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -278,11 +298,13 @@ def _read(file: str) -> dict[str, Any]:
 
     found = _yaml(file)
     if not isinstance(found, dict):
-        raise InvalidInput(f"{file} must hold name, inputs and stages.", field="file")
+        raise InvalidInput(f"{_named(file)} must hold name, inputs and stages.", field="file")
     known = {"name", "inputs", "stages"}
     described = cast("dict[str, Any]", found)
     if unknown := sorted(str(key) for key in set(described) - known):
-        raise InvalidInput(f"{file} says {', '.join(unknown)}; a flow has name, inputs and stages.", field=unknown[0])
+        raise InvalidInput(
+            f"{_named(file)} says {', '.join(unknown)}; a flow has name, inputs and stages.", field=unknown[0]
+        )
     return described
 
 
@@ -319,9 +341,26 @@ def _stage(described: Any, place: int) -> Stage:
     try:
         return Stage(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else "stages"
-        raise InvalidInput(f"{field} of {what}: {first['msg']}.", field=field) from None
+        raise _wrong_stage(error, what) from None
+
+
+def _wrong_stage(error: ValidationError, what: str) -> InvalidInput:
+    from blackboard import After, NewTask, Stage
+    from blackboard.errors import InvalidInput
+
+    # An edge may be a name or a mapping: what is wrong inside the mapping says more than that it is no name.
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    place = [str(part) for part in first["loc"] if part not in {"After", "str"}] or ["stages"]
+    if place[0] not in {"after", "compensate"}:
+        place = place[:1]
+    if first["type"] != "extra_forbidden":
+        return InvalidInput(f"{'.'.join(place)} of {what}: {first['msg']}.", field=place[0])
+    *above, name = place
+    model = {"after": After, "compensate": NewTask}.get(place[0] if above else "", Stage)
+    close = get_close_matches(name, model.model_fields, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    owner = ".".join(above) or "a stage"
+    return InvalidInput(f"{name!r} of {what} is no field of {owner}.{hint}", field=place[0])
 
 
 def _converted(described: dict[str, Any]) -> dict[str, Any]:

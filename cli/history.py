@@ -50,10 +50,13 @@ def history(
         from blackboard.errors import NotFound
 
         raise NotFound(f"Nothing in this session has the id {subject_id}.", noun="subject", id=str(subject_id))
+    full = len(changes) >= limit
     if not desk.out.json:
         # A new row's empty columns are changes from nothing to nothing.
         changes = [change for change in changes if change.old is not None or change.new not in (None, "", {}, [])]
     desk.out.records(changes, _COLUMNS, empty="Nothing happened yet.")
+    if full:
+        desk.out.cut(limit)
 
 
 def _subject(desk: Desk, given: str) -> UUID:

@@ -54,7 +54,7 @@ def list_(
 ) -> None:
     """List the hypotheses of a session, the most likely first."""
     found = desk.session().hypotheses.list(status=status, min_confidence=min_confidence, limit=limit)
-    desk.out.records(found, _COLUMNS, empty="No such hypotheses.")
+    desk.out.records(found, _COLUMNS, empty="No such hypotheses.", limit=limit)
 
 
 @command(app, "show", example="blackboard hypothesis show 2b8e03fa")

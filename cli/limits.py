@@ -8,7 +8,7 @@ import typer
 
 from .commands import command, noun
 from .desk import Desk
-from .output import Column
+from .output import Column, ready_again
 from .values import duration
 
 __all__ = ["app"]
@@ -49,6 +49,11 @@ def set_(
     per_key: Annotated[bool, typer.Option("--per-key", help="For each limit key by itself.")] = False,
 ) -> None:
     """Set a limit, or change its figures; what runs already counts."""
+    from blackboard.errors import InvalidInput
+
+    # The library's own words for it are no options of ours.
+    if (rate is None) != (period is None) or (max_running is None) == (rate is None):
+        raise InvalidInput("A limit has either --max-running, or --rate and --period.", field="max_running")
     desk.out.record(
         desk.session().limits.set(
             name,
@@ -75,4 +80,4 @@ def remove(desk: Desk, *, name: Name) -> None:
     if desk.out.json:
         desk.out.document({"name": name, "ready_again": moved})
     else:
-        desk.out.note(f"Limit {name} is gone; {moved} tasks that it held are ready again.")
+        desk.out.note(f"Limit {name} is gone; {ready_again(moved)}.")

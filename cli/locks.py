@@ -32,7 +32,9 @@ def list_(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
 ) -> None:
     """List the locks that are held or waited for, by name."""
-    desk.out.records(desk.session().locks.list(holder=holder, limit=limit), _COLUMNS, empty="Nothing is locked.")
+    desk.out.records(
+        desk.session().locks.list(holder=holder, limit=limit), _COLUMNS, empty="Nothing is locked.", limit=limit
+    )
 
 
 @command(app, "show", example="blackboard lock show file:/src/main.py")

@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["Column", "Output", "ago", "bar", "clean", "fields", "jsonable", "plain", "span", "styled"]
+__all__ = [
+    "Column",
+    "Output",
+    "ago",
+    "bar",
+    "clean",
+    "fields",
+    "jsonable",
+    "many",
+    "plain",
+    "ready_again",
+    "span",
+    "styled",
+]
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -65,8 +78,17 @@ class Output:
         self._color = color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.terminal = not json and sys.stdout.isatty()
 
-    def records(self, records: Sequence[Any], columns: Sequence[Column], *, empty: str) -> None:
-        """A list of records: a table, or a JSON array of their models."""
+    def records(
+        self, records: Sequence[Any], columns: Sequence[Column], *, empty: str, limit: int | None = None
+    ) -> None:
+        """A list of records: a table, or a JSON array of their models.
+
+        Args:
+            records: in the order of the rows.
+            columns: of the table.
+            empty: what is said where there are none.
+            limit: as ``--limit`` said; where it was reached, that is told.
+        """
         if self.json:
             self.document([jsonable(record) for record in records])
         elif not records:
@@ -79,6 +101,8 @@ class Output:
             widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
             for row in rows:
                 print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if limit is not None and len(records) >= limit:
+            self.cut(limit)
 
     def record(self, record: Any, *, more: Mapping[str, Any] | None = None, title: str | None = None) -> None:
         """One record, field by field; ``more`` are facts that are not fields of its model."""
@@ -106,6 +130,10 @@ class Output:
         """``value`` as one line of JSON, at once."""
         print(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str), flush=True)
 
+    def cut(self, limit: int) -> None:
+        """A remark that a list ended at its limit."""
+        self.note(f"The first {limit}; --limit shows more, if there are.")
+
     def note(self, text: str) -> None:
         """A remark for people: on stderr, and not with JSON."""
         if not self.json:
@@ -124,7 +152,7 @@ class Output:
 
         console = self.console
         shown = [column for column in columns if console.width >= column.wide]
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=any(column.grow for column in shown))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in shown:
             table.add_column(
                 column.title,
@@ -138,6 +166,8 @@ class Output:
             )
         for record in records:
             table.add_row(*(styled(column.value(record), column.kind) for column in shown))
+        # Stretched only where there is too much: on a wide terminal the eye should not have to cross a gap.
+        table.expand = any(column.grow for column in shown) and console.measure(table).maximum >= console.width
         console.print(table)
 
     def _grid(self, facts: Mapping[str, Any], title: str | None) -> None:
@@ -228,6 +258,16 @@ def plain(value: Any) -> str:
     if isinstance(value, (dict, list, tuple)) or hasattr(value, "model_dump"):
         return clean(json.dumps(jsonable(value), ensure_ascii=False))
     return " ".join(clean(str(value)).split()) or "-"
+
+
+def many(count: int, noun: str) -> str:
+    """``1 task`` or ``2 tasks``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def ready_again(count: int) -> str:
+    """What became of the tasks that a pause or a limit held."""
+    return "1 task that was held is ready again" if count == 1 else f"{count} tasks that were held are ready again"
 
 
 def clean(text: str) -> str:

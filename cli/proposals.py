@@ -63,7 +63,9 @@ def list_(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
 ) -> None:
     """List the proposals of a session, newest first, each with its tally."""
-    desk.out.records(desk.session().proposals.list(status=status, limit=limit), _COLUMNS, empty="No such proposals.")
+    desk.out.records(
+        desk.session().proposals.list(status=status, limit=limit), _COLUMNS, empty="No such proposals.", limit=limit
+    )
 
 
 @command(app, "show", example="blackboard proposal show 91d4c27b")

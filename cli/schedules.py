@@ -5,33 +5,37 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .commands import command, noun
 from .desk import Desk
-from .output import Column, jsonable, plain
+from .output import Column, ago, jsonable, plain
 from .values import document, duration
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from blackboard.models.schedules import Firing
+    from blackboard.models.schedules import Firing, ScheduleRecord
+    from blackboard.sync import Session
 
 __all__ = ["app"]
 
 app = noun("Schedules: tasks that are added at the times of a cron expression.")
 
 _COLUMNS = [
-    Column("name", lambda row: row[0].name, grow=True),
+    Column("name", lambda row: row[0].name),
     Column("cron", lambda row: row[0].cron),
     Column("time zone", lambda row: row[0].timezone),
     Column("type", lambda row: row[0].type, wide=90),
     Column("status", lambda row: "failed" if row[0].error else "paused" if row[0].paused else "active", "status"),
     Column("fired", lambda row: row[0].fired, "number", wide=100),
-    Column("next times", lambda row: ", ".join(plain(one) for one in row[1]) or None, most=0.5),
+    Column("next times", lambda row: ", ".join(plain(one) for one in row[1]) or None, grow=True),
 ]
+
+_PATIENCE = timedelta(minutes=1)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name or whole id.")]
 
@@ -68,7 +72,7 @@ def add(
     retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
     id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
 ) -> None:
-    """Add a schedule; it fires while `blackboard schedule run` or a worker looks after it."""
+    """Add a schedule; it fires while `blackboard schedule run` looks after it; workers do not."""
     delay = duration(retry_delay, "retry_delay")
     assert delay is not None
     parsed = document(parameters, "parameters")
@@ -99,8 +103,9 @@ def list_(
     """List the schedules of a session with their next three times."""
     from blackboard.errors import InvalidInput
 
-    schedules = desk.session().schedules
-    rows: list[tuple[object, list[object]]] = []
+    session = desk.session()
+    schedules = session.schedules
+    rows: list[tuple[ScheduleRecord, list[object]]] = []
     for schedule in schedules.list(limit=limit):
         try:
             rows.append((schedule, [*schedules.next_times(schedule.id, 3)]))
@@ -110,7 +115,10 @@ def list_(
     if desk.out.json:
         desk.out.document([{**jsonable(schedule), "next_times": jsonable(times)} for schedule, times in rows])
         return
-    desk.out.records(rows, _COLUMNS, empty="No schedules; add one with `blackboard schedule add NAME CRON TYPE`.")
+    desk.out.records(
+        rows, _COLUMNS, empty="No schedules; add one with `blackboard schedule add NAME CRON TYPE`.", limit=limit
+    )
+    _overdue(desk, session, [schedule for schedule, _ in rows])
 
 
 @command(app, "show", example="blackboard schedule show nightly")
@@ -121,9 +129,21 @@ def show(
     times: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="How many of its next times.")] = 3,
 ) -> None:
     """Show one schedule and its next times."""
-    schedules = desk.session().schedules
+    session = desk.session()
+    schedules = session.schedules
     schedule = schedules.get(name)
     desk.out.record(schedule, more={"next_times": schedules.next_times(schedule.id, times)})
+    _overdue(desk, session, [schedule])
+
+
+def _overdue(desk: Desk, session: Session, schedules: Sequence[ScheduleRecord]) -> None:
+    """Says that nobody looks after them: a time that passed a minute ago was missed by whoever should have fired it."""
+    if session.record.status != "active":
+        return  # nothing fires there
+    now = datetime.now(UTC)
+    due = [one.next_at for one in schedules if one.next_at is not None and not one.paused and one.removed_at is None]
+    if due and now - min(due) > _PATIENCE:
+        desk.out.note(f"What was due {ago(min(due), now)} has not fired: start `blackboard schedule run`.")
 
 
 @command(app, "pause", example="blackboard schedule pause nightly")

@@ -43,6 +43,7 @@ def list_(
         desk.board.sessions.list(status=status, limit=limit),
         _COLUMNS,
         empty="No sessions; start one with `blackboard session start NAME`.",
+        limit=limit,
     )
 
 

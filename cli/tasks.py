@@ -11,7 +11,7 @@ import typer
 from .commands import command, noun
 from .desk import Desk
 from .ids import resolve
-from .output import Column, clean
+from .output import Column, clean, many, ready_again
 from .values import coming, document, duration
 
 if TYPE_CHECKING:
@@ -39,17 +39,46 @@ _LATE = [
     Column("result", lambda r: r.result if r.error is None else r.error, grow=True),
     Column("at", lambda r: r.at),
 ]
+_PAUSES = [
+    Column("paused", lambda p: p.kind),
+    Column("name", lambda p: p.name),
+    Column("by", lambda p: p.paused_by),
+    Column("since", lambda p: p.paused_at),
+    Column("reason", lambda p: p.reason, grow=True),
+]
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why.")]
 By = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; else --as, else your login name.")]
 
 
+def _statuses(incomplete: str) -> list[str]:
+    """For completion: the statuses that begin so."""
+    from blackboard.models.tasks import TaskStatus
+
+    return [one.value for one in TaskStatus if one.startswith(incomplete)]
+
+
+def _ended(incomplete: str) -> list[str]:
+    """As ``_statuses``, of tasks that ended only."""
+    from blackboard.models.tasks import FINAL
+
+    return [one for one in _statuses(incomplete) if one in FINAL]
+
+
 @command(app, "list", example="blackboard task list --status pending --status running --capability investigate")
 def list_(
     desk: Desk,
     *,
-    status: Annotated[list[str] | None, typer.Option(help="Only those; repeat it for more.", metavar="STATUS")] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATUS",
+            autocompletion=_statuses,
+            help="Only those that are scheduled, blocked, awaiting_approval, held, pending, assigned, running, "
+            "completed, failed, cancelled or dead; repeat it for more.",
+        ),
+    ] = None,
     type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those.")] = None,
     capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only those that need it.")] = None,
     assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those that are with it.")] = None,
@@ -62,6 +91,7 @@ def list_(
         ),
         _COLUMNS,
         empty="No such tasks.",
+        limit=limit,
     )
 
 
@@ -235,11 +265,22 @@ def pause(desk: Desk, *, type_: Type = None, capability: Capability = None, reas
 @command(app, "resume", example="blackboard task resume --type mail")
 def resume(desk: Desk, *, type_: Type = None, capability: Capability = None) -> None:
     """Hand out what was paused again."""
-    moved = desk.session().tasks.resume(type=type_, capability=capability)
+    tasks = desk.session().tasks
+    named = ("capability", capability) if type_ is None else ("type", type_)
+    paused = any((one.kind, one.name) == named for one in tasks.pauses())
+    moved = tasks.resume(type=type_, capability=capability)
     if desk.out.json:
         desk.out.document({"ready_again": moved})
+    elif not paused and not moved:
+        desk.out.note("It was not paused; `blackboard task pauses` lists what is.")
     else:
-        desk.out.note(f"Resumed; {moved} tasks that were held are ready again.")
+        desk.out.note(f"Resumed; {ready_again(moved)}.")
+
+
+@command(app, "pauses", example="blackboard task pauses")
+def pauses(desk: Desk) -> None:
+    """List the types and capabilities that are paused."""
+    desk.out.records(desk.session().tasks.pauses(), _PAUSES, empty="No type and no capability is paused.")
 
 
 @command(
@@ -257,25 +298,40 @@ def prune(
         str | None, typer.Option(metavar="DURATION", help="Ended so long ago; else the session's retention.")
     ] = None,
     status: Annotated[
-        list[str] | None, typer.Option(metavar="STATUS", help="Only those; repeat it for more. Else all that ended.")
+        list[str] | None,
+        typer.Option(
+            metavar="STATUS",
+            autocompletion=_ended,
+            help="Only those that are completed, failed, cancelled or dead; repeat it for more. Else all of them.",
+        ),
     ] = None,
     events: Annotated[bool, typer.Option("--events", help="Also all events before that moment.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
 ) -> None:
     """Delete finished tasks that ended long ago, and the flows that had them. Only the owner of the schema may."""
-    pruned = desk.session().tasks.prune(
+    from blackboard.errors import InvalidInput
+
+    session = desk.session()
+    if older_than is None and session.record.retention is None:
+        raise InvalidInput(
+            "Say how old what goes must be: give --older-than, or set the session's retention with "
+            "`blackboard session configure --retention`.",
+            field="older_than",
+        )
+    pruned = session.tasks.prune(
         older_than=duration(older_than, "older_than"), status=status, events=events, dry_run=dry_run
     )
     if desk.out.json:
         desk.out.record(pruned)
         return
-    parts = [f"{pruned.tasks} tasks"]
+    parts = [many(pruned.tasks, "task")]
     if pruned.flows:
-        parts.append(f"{pruned.flows} flows")
+        parts.append(many(pruned.flows, "flow"))
     if pruned.events is not None:
-        parts.append(f"{pruned.events} events")
+        parts.append(many(pruned.events, "event"))
     what = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    desk.out.note(f"{what} {'would go' if dry_run else 'are gone'}.")
+    gone = "is gone" if parts == ["1 task"] else "are gone"
+    desk.out.note(f"{what} {'would go' if dry_run else gone}.")
 
 
 def _show(desk: Desk, task: TaskRecord, **more: Any) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -227,7 +228,10 @@ def _load(target: str) -> object:
 def _log() -> None:
     level = os.environ.get("BLACKBOARD_LOG", "INFO").upper()
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    # In UTC, as all times that we print: a worker's log is read beside history and events.
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(handler)

@@ -671,9 +671,9 @@ BEGIN
     UPDATE blackboard.tasks t
     SET priority = least(10, t.priority + s.steps)::smallint, aged_at = s.since + s.steps * p_step
     FROM (SELECT h.id, h.since, floor(extract(epoch FROM p_now - h.since) / extract(epoch FROM p_step)) AS steps
-          FROM (SELECT w.id, coalesce(w.aged_at, w.created_at) AS since FROM blackboard.tasks w
+          FROM (SELECT w.id, greatest(w.created_at, w.run_at, w.aged_at) AS since FROM blackboard.tasks w
                 WHERE w.session_id = p_session_id AND w.status = 'held' AND w.priority < 10
-                  AND w.held ->> 'code' = 'limit' AND coalesce(w.aged_at, w.created_at) <= p_now - p_step
+                  AND w.held ->> 'code' = 'limit' AND greatest(w.created_at, w.run_at, w.aged_at) <= p_now - p_step
                 LIMIT p_limit FOR UPDATE SKIP LOCKED) h) s
     WHERE t.session_id = p_session_id AND t.id = s.id;
     GET DIAGNOSTICS v_got = ROW_COUNT;
@@ -1114,6 +1114,7 @@ $$;
 
 CREATE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
     LANGUAGE sql STABLE
+    SET "TimeZone" TO 'UTC'
     AS $$
     SELECT jsonb_build_object(
         'code', 'budget', 'budget', b.id, 'scope', b.scope, 'agent_id', b.agent_id, 'unit', b.unit,
@@ -1517,7 +1518,7 @@ BEGIN
                 SELECT t.session_id, t.id, t.position FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                   AND t.status = 'pending' AND t.position > v_floor
-                  AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                  AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
                 ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED
             ), highest AS MATERIALIZED (
                 SELECT set_config('blackboard.floor', max(p.position)::text, true) FROM picked p HAVING count(*) > 0)
@@ -1566,6 +1567,10 @@ DECLARE
     v_pulled boolean := false;
 BEGIN
     PERFORM blackboard.tend_gates(p_session_id, p_now);
+    IF blackboard.settle_limits(p_session_id) > 0 THEN
+        -- It has counters locked, and others may come before them: the next claim goes on.
+        RETURN;
+    END IF;
     SELECT coalesce(array_agg(p.name), '{}') INTO v_paused FROM blackboard.pauses p
     WHERE p.session_id = p_session_id AND p.kind = 'capability' AND p.resumed_at IS NULL;
     SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities
@@ -1634,7 +1639,7 @@ BEGIN
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.id = p_id
           AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-          AND (t.expires_at IS NULL OR t.expires_at > v_now)
+          AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
         FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1698,7 +1703,7 @@ BEGIN
         WITH picked AS MATERIALIZED (
             SELECT t.session_id, t.id FROM blackboard.tasks t
             WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
             ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1724,7 +1729,7 @@ BEGIN
         WITH picked AS MATERIALIZED (
             SELECT t.session_id, t.id FROM blackboard.tasks t
             WHERE t.session_id = p_session_id AND t.capability = '' AND t.status = 'pending'
-              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
             ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1749,7 +1754,7 @@ BEGIN
             WITH picked AS MATERIALIZED (
                 SELECT t.session_id, t.id FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
                 ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1837,7 +1842,7 @@ BEGIN
                     SELECT array_agg(p.id) INTO v_picked FROM (
                         SELECT t.id FROM blackboard.tasks t
                         WHERE t.session_id = v_session_id AND t.capability = v_capability AND t.priority = v_priority
-                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
                         ORDER BY t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
                     IF v_picked IS NOT NULL THEN
                         v_ids := v_ids || v_picked;
@@ -1851,7 +1856,7 @@ BEGIN
                 SELECT array_agg(p.id) INTO v_picked FROM (
                     SELECT t.id FROM blackboard.tasks t
                     WHERE t.session_id = v_session_id AND t.capability = '' AND t.status = 'pending'
-                      AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                      AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
                     ORDER BY t.priority DESC, t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
                 IF v_picked IS NOT NULL THEN
                     v_ids := v_ids || v_picked;
@@ -3207,6 +3212,7 @@ $$;
 CREATE FUNCTION blackboard.gate_tasks(p_session_id uuid, p_ids uuid[], p_max integer, p_now timestamp with time zone, OUT admitted uuid[], OUT busy uuid[], OUT moved integer, OUT at timestamp with time zone) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
     AS $$
 DECLARE
     v_ids uuid[] := p_ids;
@@ -3542,6 +3548,8 @@ BEGIN
     END IF;
 END
 $$;
+
+COMMENT ON FUNCTION blackboard.hint(p_session_id uuid, p_noun text) IS 'Not within functions that have xmlbinary = hex: their clients send the hint after the commit. The setting stands for a flag because only a superuser may name one of his own in a function.';
 
 CREATE FUNCTION blackboard.history_actions_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4270,6 +4278,9 @@ BEGIN
     END IF;
     PERFORM blackboard.refresh_gated(s.session_id), blackboard.hint(s.session_id, 'tasks')
     FROM (SELECT DISTINCT session_id FROM new_rows ORDER BY 1) s;
+    INSERT INTO blackboard.unsettled_limits AS u (session_id, limit_id)
+    SELECT n.session_id, n.id FROM new_rows n WHERE n.kind = 'concurrency' AND n.removed_at IS NULL
+    ON CONFLICT (session_id, limit_id) DO UPDATE SET others = NULL WHERE u.others IS NOT NULL;
     PERFORM blackboard.count_running(n.session_id, n.id) FROM new_rows n
     WHERE n.kind = 'concurrency' AND n.removed_at IS NULL;
     RETURN NULL;
@@ -4597,6 +4608,7 @@ $$;
 CREATE FUNCTION blackboard.history_spend_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
     AS $$
 DECLARE
     v_budget blackboard.budgets;
@@ -5459,7 +5471,13 @@ DECLARE
     v_lease blackboard.leases;
 BEGIN
     SELECT * INTO v_lease FROM blackboard.leases WHERE id = p_lease_id;
-    IF NOT FOUND OR v_lease.lapsed_at IS NOT NULL THEN
+    IF NOT FOUND AND current_setting('transaction_isolation') <> 'read committed' THEN
+        -- It may have been started after the caller's snapshot. One that there is not holds nothing for long: what names
+        -- it is taken back.
+        v_lease.id := p_lease_id;
+        RETURN v_lease;
+    END IF;
+    IF v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL THEN
         PERFORM blackboard.raise('BB006', 'This lease has lapsed: what it held may be with somebody else. '
                                           'Join the session again to get a new one.',
                                  jsonb_build_object('noun', 'lease', 'id', p_lease_id,
@@ -5552,7 +5570,7 @@ CREATE FUNCTION blackboard.log_odds(p_confidence double precision) RETURNS doubl
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT pg_catalog.ln(p_confidence / (1 - p_confidence)) $$;
 
-CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[]) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval)
+CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[]) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval, floored boolean)
     LANGUAGE plpgsql
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -5571,7 +5589,7 @@ BEGIN
     -- Who only looks is often the only one who is there.
     PERFORM 1 FROM blackboard.tasks t
     WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
-      AND least(t.expires_at, t.fallback_at) <= v_now
+      AND least(t.expires_at, t.fallback_at) <= v_now AND (t.attempt = t.released OR t.fallback_at <= v_now)
     ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.tend_leases();
@@ -5602,7 +5620,8 @@ BEGIN
                     (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
                      WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
                     -- What lies below a floor is looked at again when its time is over.
-                    f.until - v_now) END
+                    f.until - v_now) END,
+           f.floors IS NOT NULL
     FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
     LEFT JOIN LATERAL (
         SELECT n.note -> 'floors' AS floors, (n.note ->> 'until')::timestamptz AS until
@@ -6068,7 +6087,7 @@ BEGIN
             SELECT t.id FROM blackboard.tasks t
             WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
               AND t.capability <> ALL (p_paused) AND t.id <> ALL (p_busy)
-              AND (t.expires_at IS NULL OR t.expires_at > p_now)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
             ORDER BY t.priority DESC, t.position LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
         v_below := 11;
         WHILE coalesce(cardinality(v_ids), 0) < p_limit LOOP
@@ -6084,7 +6103,7 @@ BEGIN
                     SELECT t.id FROM blackboard.tasks t
                     WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                       AND t.status = 'pending' AND t.id <> ALL (p_busy)
-                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
                     ORDER BY t.position LIMIT p_limit - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
                 v_ids := v_ids || v_more;
                 EXIT WHEN cardinality(v_ids) >= p_limit;
@@ -6108,7 +6127,7 @@ BEGIN
     SELECT t.capability INTO v_capability FROM blackboard.tasks t
     WHERE t.session_id = p_session_id AND t.id = p_id
       AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
     FOR UPDATE SKIP LOCKED;
     RETURN v_capability;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -7121,6 +7140,8 @@ BEGIN
     RETURN NULL;
 END
 $$;
+
+COMMENT ON FUNCTION blackboard.refuse_flow_change() IS 'But within functions that have xmloption = document, which are those that run flows. The setting stands for a flag because only a superuser may name one of his own in a function.';
 
 CREATE FUNCTION blackboard.refuse_immutable() RETURNS trigger
     LANGUAGE plpgsql
@@ -8242,23 +8263,64 @@ END
 $$;
 
 CREATE FUNCTION blackboard.settle_limit(p_session_id uuid, p_limit_id uuid, p_patience interval) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     v_until timestamptz := clock_timestamp() + p_patience;
-    v_others text[] := array(SELECT DISTINCT l.virtualtransaction FROM pg_locks l
-                             WHERE l.relation = 'blackboard.tasks'::regclass AND l.pid <> pg_backend_pid());
+    v_others text[] := blackboard.users_of_tasks();
+    v_counted integer;
 BEGIN
-    LOOP
-        EXIT WHEN NOT EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (v_others)
-                                AND l.relation = 'blackboard.tasks'::regclass);
+    WHILE v_others && blackboard.users_of_tasks() LOOP
         IF clock_timestamp() > v_until THEN
+            -- Claims go on to look for their end.
+            UPDATE blackboard.unsettled_limits u SET others = v_others
+            WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id;
             PERFORM blackboard.count_running(p_session_id, p_limit_id);
             RETURN NULL;
         END IF;
         PERFORM pg_sleep(0.005);
     END LOOP;
-    RETURN blackboard.count_running(p_session_id, p_limit_id);
+    v_counted := blackboard.count_running(p_session_id, p_limit_id);
+    DELETE FROM blackboard.unsettled_limits u WHERE u.session_id = p_session_id AND u.limit_id = p_limit_id;
+    RETURN v_counted;
+END
+$$;
+
+CREATE FUNCTION blackboard.settle_limits(p_session_id uuid) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_limit record;
+    v_counted integer := 0;
+BEGIN
+    -- An older snapshot does not show what was claimed since; and whoever has counters locked waits for no task.
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR current_setting('blackboard.slots', true) = 'locked' THEN
+        RETURN 0;
+    END IF;
+    FOR v_limit IN
+        SELECT u.limit_id, u.others FROM blackboard.unsettled_limits u
+        WHERE u.session_id = p_session_id ORDER BY u.limit_id FOR UPDATE SKIP LOCKED
+    LOOP
+        IF v_limit.others IS NULL THEN
+            v_limit.others := blackboard.users_of_tasks();
+            UPDATE blackboard.unsettled_limits u SET others = v_limit.others
+            WHERE u.session_id = p_session_id AND u.limit_id = v_limit.limit_id;
+        END IF;
+        CONTINUE WHEN v_limit.others && blackboard.users_of_tasks();
+        -- Nobody is waited for: what is locked just now is counted another time.
+        CONTINUE WHEN (
+            SELECT count(*) FROM (
+                SELECT FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.status = 'running' FOR UPDATE SKIP LOCKED) x)
+            < (SELECT count(*) FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.status = 'running');
+        v_counted := blackboard.count_running(p_session_id, v_limit.limit_id);
+        DELETE FROM blackboard.unsettled_limits u WHERE u.session_id = p_session_id AND u.limit_id = v_limit.limit_id;
+        EXIT WHEN v_counted > 0;
+    END LOOP;
+    RETURN v_counted;
 END
 $$;
 
@@ -8621,6 +8683,8 @@ BEGIN
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
           AND least(t.expires_at, t.fallback_at) <= v_now AND t.expires_at <= v_now
+          -- What was started in time, and came back, is late for nothing.
+          AND t.attempt = t.released
         ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'cancelled', position = NULL, completed_at = v_now,
@@ -9049,6 +9113,13 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.users_of_tasks() RETURNS text[]
+    LANGUAGE sql
+    AS $$
+    SELECT array(SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l
+                 WHERE l.relation = 'blackboard.tasks'::regclass AND l.pid IS DISTINCT FROM pg_backend_pid())
+$$;
+
 CREATE FUNCTION blackboard.validate_hypothesis(p_session_id uuid, p_id uuid, p_result boolean, p_evidence uuid[], p_reason text, p_actor text) RETURNS blackboard.hypotheses
     LANGUAGE plpgsql
     AS $$
@@ -9226,6 +9297,7 @@ $$;
 
 CREATE FUNCTION blackboard.why_held_back(p_task blackboard.tasks) RETURNS jsonb
     LANGUAGE plpgsql STABLE
+    SET "TimeZone" TO 'UTC'
     AS $$
 DECLARE
     v_now timestamptz := blackboard.now();
@@ -9444,7 +9516,7 @@ BEGIN
                      THEN 'It was asked to stop: it is cancelled when it is taken back.'
                      ELSE 'It was asked to stop; its holder sees that with its next progress report or its end.' END);
         END IF;
-    ELSIF v_task.expires_at <= v_now THEN
+    ELSIF v_task.expires_at <= v_now AND v_task.attempt = v_task.released THEN
         -- Whatever else holds it, nobody gets it any more.
         v_reasons := v_reasons || blackboard.reason('deadline',
             format('It was not started by %s: the next claim cancels it.',
@@ -9925,6 +9997,12 @@ CREATE TABLE blackboard.task_slots (
     key text NOT NULL
 );
 
+CREATE TABLE blackboard.unsettled_limits (
+    session_id uuid NOT NULL,
+    limit_id uuid NOT NULL,
+    others text[]
+);
+
 CREATE TABLE blackboard.upkeep (
     session_id uuid NOT NULL,
     aged_at timestamp with time zone DEFAULT blackboard.now() NOT NULL
@@ -10099,6 +10177,9 @@ ALTER TABLE ONLY blackboard.task_slots
 
 ALTER TABLE ONLY blackboard.tasks
     ADD CONSTRAINT tasks_pkey PRIMARY KEY (session_id, id);
+
+ALTER TABLE ONLY blackboard.unsettled_limits
+    ADD CONSTRAINT unsettled_limits_pkey PRIMARY KEY (session_id, limit_id);
 
 ALTER TABLE ONLY blackboard.upkeep
     ADD CONSTRAINT upkeep_pkey PRIMARY KEY (session_id);
@@ -10584,6 +10665,9 @@ ALTER TABLE ONLY blackboard.task_dependencies
 
 ALTER TABLE ONLY blackboard.task_dependencies
     ADD CONSTRAINT task_dependencies_task_fkey FOREIGN KEY (session_id, task_id) REFERENCES blackboard.tasks(session_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY blackboard.unsettled_limits
+    ADD CONSTRAINT unsettled_limits_session_id_limit_id_fkey FOREIGN KEY (session_id, limit_id) REFERENCES blackboard.limits(session_id, id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY blackboard.votes
     ADD CONSTRAINT votes_elector_known FOREIGN KEY (session_id, proposal_id, agent_id) REFERENCES blackboard.proposal_electors(session_id, proposal_id, agent_id) ON DELETE CASCADE;

@@ -144,6 +144,9 @@ def test_completion_scripts(shell: str, sign: str):
         ("blackboard vote 91d4c27b a", {"abstain"}),
         ("blackboard --js", {"--json"}),
         ("blackboard task list --js", {"--json"}),
+        ("blackboard task list --status pending --status a", {"awaiting_approval", "assigned"}),
+        ("blackboard task prune --status c", {"completed", "cancelled"}),
+        ("blackboard flow list --status r", {"running"}),
     ],
 )
 def test_completion_of_nouns_verbs_options_and_choices(typed: str, wanted: set[str]):
@@ -281,11 +284,12 @@ def test_an_interruption_is_130_without_a_trace(cli: Cli, monkeypatch: pytest.Mo
 
 
 def test_choices_are_those_of_the_library():
-    from blackboard.models import actions, findings, hypotheses, proposals, sessions
+    from blackboard.models import actions, findings, flows, hypotheses, proposals, sessions
 
     for path, name, enum, left_out in [
         (("session", "list"), "status", sessions.SessionStatus, set[str]()),
         (("session", "close"), "status", sessions.SessionStatus, {"active", "paused"}),
+        (("flow", "list"), "status", flows.FlowStatus, set[str]()),
         (("finding", "list"), "category", findings.FindingCategory, set[str]()),
         (("finding", "report"), "category", findings.FindingCategory, set[str]()),
         (("hypothesis", "list"), "status", hypotheses.HypothesisStatus, set[str]()),
@@ -301,6 +305,15 @@ def test_choices_are_those_of_the_library():
         command = dict(_walk(typer.main.get_command(APP), ()))[path]
         (parameter,) = [one for one in command.params if one.name == name]
         assert set(parameter.type_descriptor.choices) == {one.value for one in enum} - left_out, (path, name)
+
+
+def test_the_statuses_of_tasks_are_told():
+    from blackboard.models.tasks import FINAL, TaskStatus
+
+    for path, known in ((("task", "list"), set(TaskStatus)), (("task", "prune"), set(FINAL))):
+        command = dict(_walk(typer.main.get_command(APP), ()))[path]
+        (status,) = [one for one in command.params if one.name == "status"]
+        assert known == {one for one in TaskStatus if re.search(rf"\b{one}\b", status.help)}, path
 
 
 def test_options_have_the_names_of_the_python_parameters():

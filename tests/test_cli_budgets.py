@@ -116,3 +116,22 @@ def test_the_loop_in_the_foreground(cli: Cli, database_url: str):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert len(cli("task", "list", "--json").json) == 1
+
+
+def test_a_schedule_that_nobody_looks_after_is_told(cli: Cli, database_url: str):
+    cli("schedule", "add", "nightly", "@daily", "t")
+    assert cli("schedule", "list").stderr == ""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE blackboard.schedules SET next_at = blackboard.now() - interval '5 minutes 1 second'")
+    told = "What was due 5m ago has not fired: start `blackboard schedule run`.\n"
+    assert cli("schedule", "list").stderr == told
+    assert cli("schedule", "show", "nightly").stderr == told
+    assert cli("schedule", "list", "--json").stderr == ""
+    cli("session", "pause")
+    assert cli("schedule", "list").stderr == "", "nothing fires there"
+    cli("session", "resume")
+    cli("schedule", "pause", "nightly")
+    assert cli("schedule", "list").stderr == ""
+    assert "`blackboard schedule run` looks after it; workers do not" in " ".join(
+        cli("schedule", "add", "--help").stdout.split()
+    )

@@ -124,7 +124,9 @@ def test_topics_subjects_and_limits(cli: Cli):
 def test_wrong_cursors_and_subjects(cli: Cli, arguments: list[str], code: int, name: str):
     cli("session", "start", "s")
     done = cli("events", "--json", *arguments, code=code)
-    assert json.loads(done.stderr.splitlines()[-1])["error"]["code"] == name
+    assert json.loads(done.stderr)["error"]["code"] == name, (
+        "and nothing else: what was typed is no cursor to go on from"
+    )
 
 
 def test_following_ends_with_ctrl_c_and_goes_on_from_its_cursor(cli: Cli, run):

@@ -29,6 +29,33 @@ def _cli(database_url: str) -> Cli:
     return Cli(database_url)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "{name: f, stages: [{name: a, type: t, capabilty: x}]}",
+            "'capabilty' of stage a is no field of a stage. Did you mean 'capability'?",
+        ),
+        (
+            "{name: f, stages: [{name: a, type: t, compensate: {type: u, timout: 1s}}]}",
+            "'timout' of stage a is no field of compensate. Did you mean 'timeout'?",
+        ),
+        (
+            "{name: f, stages: [{name: a, type: t}, {name: b, type: t, after: [{stage: a, on_failure: ignore}]}]}",
+            "after.0.on_failure of stage b: Input should be 'fail', 'skip', 'continue' or 'compensate'.",
+        ),
+        ("{name: f, stges: []}", "What stdin gave says stges; a flow has name, inputs and stages."),
+        (
+            "name: f\nstages: [",
+            "What stdin gave is no YAML: expected the node content, but found '<stream end>' (line 2, column 10).",
+        ),
+    ],
+)
+def test_a_wrong_file_is_told_by_its_own_words(cli: Cli, text: str, said: str) -> None:
+    cli("session", "start", "INC-1234")
+    assert cli("flow", "create", "-", stdin=text, code=2).stderr == f"Error: {said}\n"
+
+
 async def test_a_flow_from_a_file(cli: Cli, session: Session, tmp_path: Path) -> None:
     file = tmp_path / "release.yaml"
     file.write_text(FILE)

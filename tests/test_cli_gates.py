@@ -38,7 +38,9 @@ def test_limits(cli: Cli, incident: str):
     cli("limit", "set", "mails", "--rate", "100", "--period", "1m", "--type", "mail", "--per-key")
     lines = cli("limit", "list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["NAME", "calls", "mails"]
-    assert "max_running" in cli("limit", "set", "x", code=2).stderr
+    for words in ([], ["--rate", "5"], ["--period", "5m"], ["--max-running", "1", "--rate", "5", "--period", "1m"]):
+        told = cli("limit", "set", "x", *words, code=2).stderr
+        assert told == "Error: A limit has either --max-running, or --rate and --period.\n", "the options' own names"
     assert cli("limit", "remove", "calls", "--json").json == {"name": "calls", "ready_again": 0}
     assert "calls" in cli("limit", "remove", "calls", code=3).stderr
 
@@ -51,6 +53,23 @@ def test_pause_and_resume(cli: Cli, incident: str):
     assert "relay down" in cli("why", task).stdout
     assert cli("task", "resume", "--type", "mail", "--json").json == {"ready_again": 1}
     assert "type" in cli("task", "pause", code=2).stderr
+    assert "type" in cli("task", "resume", code=2).stderr
+
+
+def test_what_is_paused_is_listed(cli: Cli, incident: str):
+    assert incident
+    assert cli("task", "pauses").stderr == "No type and no capability is paused.\n"
+    cli("task", "add", "mail")
+    cli("task", "pause", "--type", "mail", "--reason", "relay down", "--as", "ops/a")
+    cli("task", "pause", "--capability", "call")
+    assert [one["name"] for one in cli("task", "pauses", "--json").json] == ["call", "mail"]
+    head, first, second = cli("task", "pauses").stdout.splitlines()
+    assert head.split() == ["PAUSED", "NAME", "BY", "SINCE", "REASON"]
+    assert first.startswith("capability  call")
+    assert second.startswith("type        mail") and second.endswith("relay down")
+    assert "was not paused" in cli("task", "resume", "--type", "call").stderr, "that is a capability"
+    assert cli("task", "resume", "--type", "mail").stderr == "Resumed; 1 task that was held is ready again.\n"
+    assert cli("task", "resume", "--capability", "call").stderr == "Resumed; 0 tasks that were held are ready again.\n"
 
 
 def test_add_with_gates(cli: Cli, incident: str):
@@ -67,8 +86,8 @@ def test_prune(cli: Cli, incident: str):
     assert incident
     task = cli("task", "add", "t", "--json").json["id"]
     cli("task", "cancel", task)
-    assert "retention" in cli("task", "prune", code=2).stderr
-    assert cli("task", "prune", "--older-than", "0s", "--dry-run").stderr == "1 tasks would go.\n"
+    assert "give --older-than, or set the session's retention" in cli("task", "prune", code=2).stderr
+    assert cli("task", "prune", "--older-than", "0s", "--dry-run").stderr == "1 task would go.\n"
     configured = cli("session", "configure", "--retention", "30d", "--ageing", "5m", "--json").json
     assert configured["retention"] and configured["ageing"]
     assert cli("task", "prune", "--json").json["tasks"] == 0

@@ -217,6 +217,7 @@ def test_every_table_has_been_thought_about(cli: Cli, database_url: str):
         "task_keys",
         "task_limits",
         "task_slots",
+        "unsettled_limits",
         "upkeep",
     }
     with psycopg.connect(database_url) as connection:

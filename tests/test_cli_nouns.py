@@ -87,6 +87,34 @@ def test_which_session(cli: Cli):
     assert cli("session", "show", "abcdef", "--json", code=3).error["id"] == "abcdef"
 
 
+def test_a_session_that_was_mistyped_is_guessed(cli: Cli):
+    cli("session", "start", "INC-1234")
+    error = cli("task", "list", "-s", "INC-1243", "--json", code=3).error
+    assert (error["id"], "Did you mean 'INC-1234'?" in error["message"]) == ("INC-1243", True)
+    cli("session", "start", "added")
+    assert "Did you mean 'added'?" in cli("task", "list", "-s", "addeda", code=3).stderr, "which may be a part of an id"
+
+
+def test_a_list_that_ends_at_its_limit_says_so(cli: Cli, incident: str):
+    assert incident
+    for name in ("one", "two", "three"):
+        cli("task", "add", name)
+    told = cli("task", "list", "--limit", "2")
+    assert len(told.stdout.splitlines()) == 3
+    assert told.stderr == "The first 2; --limit shows more, if there are.\n"
+    assert cli("task", "list", "--limit", "4").stderr == ""
+    assert cli("task", "list", "--limit", "2", "--json").stderr == ""
+    assert "--limit shows more" in cli("history", "--limit", "1").stderr
+
+
+def test_a_part_of_many_ids_does_not_claim_to_list_them_all(cli: Cli, incident: str):
+    assert incident
+    ids = [cli("task", "add", "t", "--json").json["id"] for _ in range(3)]
+    error = cli("task", "show", ids[0][:6], "--json", code=2).error
+    assert len(error["matches"]) == 2
+    assert "and maybe more; they differ most at their end" in error["message"]
+
+
 def test_agents(cli: Cli, incident: str):
     listed = cli("agent", "list", "--json").json
     assert [one["id"] for one in listed] == ["ops/a", "ops/b"]

@@ -152,3 +152,30 @@ def test_a_downgrade_asks(cli: Cli, create_database, template: str):
     code, text = shown(url, 100, "db", "downgrade", "base", stdin="y\n")
     assert code == 0
     assert cli("db", "current", "--url", url, "--json").json["revision"] is None
+
+
+def test_a_table_is_no_wider_than_what_is_in_it(cli: Cli, database_url: str):
+    cli("session", "start", "INC-1234")
+    cli("limit", "set", "calls", "--max-running", "3", "--type", "call")
+    _, text = shown(database_url, 160, "limit", "list")
+    head, rule, row = ANSI.sub("", text).splitlines()
+    assert row.startswith("calls") and max(len(head), len(rule), len(row)) < 80, "no gap between a name and its figures"
+
+
+def test_the_board_counts_tasks_in_the_order_of_their_life(cli: Cli):
+    cli("session", "start", "INC-1234")
+    first = cli("task", "add", "t", "--json").json["id"]
+    cli("task", "add", "t", "--depends-on", first)
+    cli("task", "add", "t", "--run-at", "1h")
+    cli("task", "cancel", cli("task", "add", "t", "--json").json["id"])
+    cli("task", "add", "t", "--requires-approval")
+    counted = "tasks       1 scheduled, 1 blocked, 1 awaiting_approval, 1 pending, 1 cancelled\n"
+    assert counted in cli("board").stdout
+
+
+def test_next_times_that_do_not_fit_are_marked_as_cut(cli: Cli, database_url: str):
+    cli("session", "start", "INC-1234")
+    cli("schedule", "add", "nightly", "30 2 * * *", "report", "--timezone", "Europe/Berlin")
+    _, text = shown(database_url, 80, "schedule", "list")
+    row = ANSI.sub("", text).splitlines()[-1]
+    assert len(row) == 80 and row.endswith("…"), text

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,15 @@ def test_a_part_of_an_id_that_is_no_dead_letter_says_so(cli: Cli, open_session: 
     task = open_session.tasks.add("t")
     message = cli("deadletter", "show", task.id.hex[-8:], code=exits.NOT_FOUND).stderr
     assert message.startswith("Error: No dead letter in this session has an id like")
+
+
+def test_the_log_is_in_utc_as_everything_else_is(open_session: Session, database_url: str):
+    ended = subprocess.run(
+        [sys.executable, "-m", "blackboard_cli", "worker", "worker_app:handlers", "--agent", "w/1", "--drain"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
+        env={**os.environ, "BLACKBOARD_URL": database_url, "TZ": "Etc/GMT-9"},
+    )  # fmt: skip
+    assert open_session.id
+    first = ended.stderr.split(" ", 1)[0]
+    assert first.endswith("Z"), ended.stderr
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(first)).total_seconds()) < 3600

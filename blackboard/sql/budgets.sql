@@ -1,7 +1,8 @@
 -- name: set_budget
 -- Sets a budget and returns it. Locks: the session's budgets lock, the row.
 SELECT b.session_id, b.id, b.scope, b.agent_id, b.task_id, b.unit, b.currency, b.ceiling, b.soft, b.period AS window,
-       b.window_start, b.window_start + b.period AS resets_at, b.reserved, b.spent, b.opening,
+       b.window_start, b.window_start + make_interval(secs => extract(epoch FROM b.period)::float8) AS resets_at,
+       b.reserved, b.spent, b.opening,
        b.ceiling - b.spent - b.reserved AS remaining, b.created_by, b.created_at
 FROM blackboard.set_budget(
     CAST(:session_id AS uuid), CAST(:unit AS text), CAST(:ceiling AS numeric), CAST(:soft AS numeric),
@@ -20,7 +21,8 @@ SELECT b.session_id, b.id, b.scope, b.agent_id, b.task_id, b.unit, b.currency, b
        CASE WHEN b.period IS NOT NULL
             THEN greatest(b.window_start, blackboard.budget_window(b.period, blackboard.now())) END AS window_start,
        CASE WHEN b.period IS NOT NULL
-            THEN greatest(b.window_start, blackboard.budget_window(b.period, blackboard.now())) + b.period
+            THEN greatest(b.window_start, blackboard.budget_window(b.period, blackboard.now()))
+                 + make_interval(secs => extract(epoch FROM b.period)::float8)
        END AS resets_at,
        b.reserved, blackboard.budget_spent(b) AS spent,
        CASE WHEN blackboard.budget_spent(b) < b.spent THEN 0 ELSE b.opening END AS opening,

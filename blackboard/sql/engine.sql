@@ -62,9 +62,10 @@ FROM blackboard.release_tasks(
     CAST(:delays AS interval[]), CAST(CAST(:errors AS text[]) AS jsonb[]), CAST(:agent_id AS text));
 
 -- name: look_for_tasks
--- Which sessions have something to claim, and in how long the next scheduled task is due.
+-- Which sessions have something to claim, in how long the next scheduled task is due, and where there may be something
+-- that this connection does not see yet, because it begins above a floor until then.
 -- Indexes: tasks_ready, tasks_assigned, tasks_scheduled.
-SELECT session_id, status, ready, due_in
+SELECT session_id, status, ready, due_in, floored
 FROM blackboard.look_for_tasks(CAST(:session_ids AS uuid[]), CAST(:agent_id AS text), CAST(:capabilities AS text[]));
 
 -- name: list_held_tasks

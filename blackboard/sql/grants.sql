@@ -21,7 +21,10 @@ GRANT USAGE ON ALL SEQUENCES IN SCHEMA blackboard TO %1$I;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA blackboard TO %1$I;
 REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
     blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text),
-    blackboard.prune_flows(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
+    blackboard.prune_flows(uuid, timestamptz, text[], uuid, integer, boolean, text),
+    blackboard.free_slots(uuid[], uuid[]), blackboard.try_counters(uuid, uuid[], text[]),
+    blackboard.age_tasks(uuid, interval, timestamptz, integer), blackboard.tend_gates_now(uuid, timestamptz),
+    blackboard.tend_gates_briefly(uuid, timestamptz) FROM PUBLIC, %1$I;
 $grants$, CAST(:name AS text)) AS grants;
 
 -- name: reader_grants

@@ -1,1 +1,847 @@
--- To be filled.
+-- The functions as they were.
+
+CREATE OR REPLACE FUNCTION blackboard.claim_above_floors(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_now timestamp with time zone, p_floors jsonb) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_got integer;
+    v_below integer := 11;
+    v_priority smallint;
+    v_capability text;
+    v_head text;
+    v_floor bigint;
+    v_floors jsonb := p_floors;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT max(h.priority) INTO v_priority
+        FROM unnest(p_capabilities) c (capability), generate_series(0, v_below - 1) q (priority),
+             LATERAL (SELECT t.priority FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.capability = c.capability
+                        AND t.priority = q.priority::smallint AND t.status = 'pending'
+                        AND t.position > coalesce((v_floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                      ORDER BY t.position LIMIT 1) h;
+        EXIT WHEN v_priority IS NULL;
+        FOREACH v_capability IN ARRAY p_capabilities LOOP
+            v_head := v_priority || ' ' || v_capability;
+            v_floor := coalesce((v_floors ->> v_head)::bigint, 0);
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.session_id, t.id, t.position FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending' AND t.position > v_floor
+                  AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED
+            ), highest AS MATERIALIZED (
+                SELECT set_config('blackboard.floor', max(p.position)::text, true) FROM picked p HAVING count(*) > 0)
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now,
+                deadline_at = p_now + t.timeout, progress = NULL
+            FROM highest, picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            RETURNING t.*;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            IF v_got > 0 THEN
+                v_floors := v_floors || jsonb_build_object(v_head, current_setting('blackboard.floor')::bigint);
+                v_left := v_left - v_got;
+            END IF;
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        v_below := v_priority;
+    END LOOP;
+    PERFORM blackboard.note_floors(p_session_id, v_floors, NULL);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.pick_ready(p_session_id uuid, p_agent_id text, p_capabilities text[], p_paused text[], p_busy uuid[], p_limit integer, p_now timestamp with time zone) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    AS $$
+DECLARE
+    v_ids uuid[];
+    v_more uuid[];
+    v_below smallint;
+    v_priority smallint;
+    v_capability text;
+BEGIN
+    BEGIN
+        SELECT array_agg(x.id) INTO v_ids FROM (
+            SELECT t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND t.capability <> ALL (p_paused) AND t.id <> ALL (p_busy)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now)
+            ORDER BY t.priority DESC, t.position LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
+        v_below := 11;
+        WHILE coalesce(cardinality(v_ids), 0) < p_limit LOOP
+            SELECT max(h.priority) INTO v_priority
+            FROM unnest(p_capabilities) c (capability),
+                 LATERAL (SELECT t.priority FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                            AND t.priority < v_below
+                          ORDER BY t.priority DESC LIMIT 1) h;
+            EXIT WHEN v_priority IS NULL;
+            FOREACH v_capability IN ARRAY p_capabilities LOOP
+                SELECT array_agg(x.id) INTO v_more FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                      AND t.status = 'pending' AND t.id <> ALL (p_busy)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+                    ORDER BY t.position LIMIT p_limit - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
+                v_ids := v_ids || v_more;
+                EXIT WHEN cardinality(v_ids) >= p_limit;
+            END LOOP;
+            v_below := v_priority;
+        END LOOP;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    RETURN v_ids;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.pick_task(p_session_id uuid, p_id uuid, p_agent_id text, p_now timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql
+    SET lock_timeout TO '20ms'
+    AS $$
+DECLARE
+    v_capability text;
+BEGIN
+    SELECT t.capability INTO v_capability FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.id = p_id
+      AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+      AND (t.expires_at IS NULL OR t.expires_at > p_now)
+    FOR UPDATE SKIP LOCKED;
+    RETURN v_capability;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.claim_task(p_session_id uuid, p_id uuid, p_agent_id text, p_lease_id uuid, p_claim_id uuid) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_gated boolean;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.status = 'running';
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    -- First, so that nothing is claimed under a lease that lapses with this very look.
+    PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, 100);
+    IF v_gated THEN
+        IF NOT blackboard.admit_task(p_session_id, p_id, p_agent_id, v_now) THEN
+            RETURN;
+        END IF;
+        v_now := blackboard.now();
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id = p_id
+          AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
+          AND (t.expires_at IS NULL OR t.expires_at > v_now)
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout,
+        progress = NULL, limited = v_gated
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.claim_tasks(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET xmlbinary TO 'hex'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := coalesce(p_limit, 1);
+    v_got integer;
+    v_below smallint := 11;
+    v_priority smallint;
+    v_capabilities text[] := p_capabilities || ''::text;
+    v_capability text;
+    v_now timestamptz := blackboard.now();
+    v_gated boolean;
+    v_floors jsonb;
+    v_began timestamptz;
+    v_took double precision;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id
+                 ORDER BY t.priority DESC, t.id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    -- First, so that nothing is claimed under a lease that lapses with this very look.
+    PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
+    SELECT s.gated INTO v_gated FROM blackboard.sessions s WHERE s.id = p_session_id AND s.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM blackboard.open_session(p_session_id);
+        RETURN;
+    END IF;
+    PERFORM blackboard.wake_scheduled(p_session_id, v_now, greatest(v_left, 100));
+    IF v_gated THEN
+        RETURN QUERY SELECT * FROM blackboard.claim_gated(p_session_id, p_agent_id, p_capabilities, p_lease_id,
+                                                          p_claim_id, v_left, v_now);
+        RETURN;
+    END IF;
+
+    -- An update of nothing would still start its triggers.
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned' LIMIT 1;
+    IF FOUND THEN
+        RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+            lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
+        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        RETURNING t.*;
+        GET DIAGNOSTICS v_got = ROW_COUNT;
+        v_left := v_left - v_got;
+    END IF;
+
+    IF current_setting('blackboard.floors', true) <> '' THEN
+        SELECT f.floors INTO v_floors FROM blackboard.floors(p_session_id) f;
+        IF v_floors IS NOT NULL THEN
+            RETURN QUERY SELECT * FROM blackboard.claim_above_floors(p_session_id, p_agent_id, v_capabilities, p_lease_id,
+                                                                     p_claim_id, v_left, v_now, v_floors);
+            RETURN;
+        END IF;
+    END IF;
+    v_began := clock_timestamp();
+    IF cardinality(v_capabilities) = 1 THEN
+        -- One queue, in the index's own order: nothing is to be merged, and no head to be looked for.
+        RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.session_id, t.id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.capability = '' AND t.status = 'pending'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+        UPDATE blackboard.tasks t
+        SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+            lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+            deadline_at = v_now + t.timeout, progress = NULL
+        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        RETURNING t.*;
+        GET DIAGNOSTICS v_got = ROW_COUNT;
+        v_left := v_left - v_got;
+    END IF;
+    WHILE v_left > 0 AND cardinality(v_capabilities) > 1 LOOP
+        -- The highest priority below the last one at which any of the capabilities has something ready.
+        SELECT max(h.priority) INTO v_priority
+        FROM unnest(v_capabilities) c (capability),
+             LATERAL (SELECT t.priority FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.capability = c.capability AND t.status = 'pending'
+                        AND t.priority < v_below
+                      ORDER BY t.priority DESC LIMIT 1) h;
+        EXIT WHEN v_priority IS NULL;
+        FOREACH v_capability IN ARRAY v_capabilities LOOP
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.session_id, t.id FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+                deadline_at = v_now + t.timeout, progress = NULL
+            FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            RETURNING t.*;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            v_left := v_left - v_got;
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        v_below := v_priority;
+    END LOOP;
+    v_took := extract(epoch FROM clock_timestamp() - v_began);
+    IF v_took > 0.003 + 0.00003 * (p_limit - v_left) THEN
+        -- Slow for so few tasks: from the next claim on, what lies below is left out for a while.
+        PERFORM blackboard.note_floors(p_session_id, '{}', least(15, 40 * v_took));
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.claim_tasks_across(p_session_ids uuid[], p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_share integer) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET xmlbinary TO 'hex'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := coalesce(p_limit, 1);
+    v_share integer;
+    v_below smallint;
+    v_priority smallint;
+    v_capabilities text[] := p_capabilities || ''::text;
+    v_capability text;
+    v_now timestamptz := blackboard.now();
+    v_session_id uuid;
+    v_picked uuid[];
+    v_session_ids uuid[] := '{}';
+    v_ids uuid[] := '{}';
+    v_began timestamptz;
+    v_took double precision;
+    -- Read once, and not for each session: of hundreds of them it is long.
+    v_notes jsonb := nullif(current_setting('blackboard.floors', true), '')::jsonb;
+BEGIN
+    PERFORM blackboard.act_as(p_agent_id);
+    RETURN QUERY SELECT t.* FROM blackboard.tasks t
+                 WHERE t.lease_id = p_lease_id AND t.claim_id = p_claim_id ORDER BY t.priority DESC, t.id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM blackboard.tend_leases();
+    PERFORM blackboard.live_lease(p_lease_id);
+    FOR v_session_id IN
+        SELECT s.id
+        FROM unnest(p_session_ids) w (id),
+             -- Not to be joined in another order than the caller's.
+             LATERAL (SELECT s.id, s.status, s.gated FROM blackboard.sessions s WHERE s.id = w.id OFFSET 0) s
+        WHERE s.status = 'active' AND NOT s.gated
+          AND NOT EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.status = 'scheduled' AND t.run_at <= v_now)
+          AND NOT EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+          AND (v_notes -> s.id::text ->> 'until')::timestamptz > v_now IS NOT TRUE
+    LOOP
+        EXIT WHEN v_left <= 0;
+        v_share := least(p_share, v_left);
+        v_left := v_left - v_share;
+        v_below := 11;
+        v_began := clock_timestamp();
+        WHILE v_share > 0 LOOP
+            v_priority := NULL;
+            IF cardinality(v_capabilities) > 1 THEN
+                SELECT max(h.priority) INTO v_priority
+                FROM unnest(v_capabilities) c (capability),
+                     LATERAL (SELECT t.priority FROM blackboard.tasks t
+                              WHERE t.session_id = v_session_id AND t.capability = c.capability
+                                AND t.status = 'pending' AND t.priority < v_below
+                              ORDER BY t.priority DESC LIMIT 1) h;
+                EXIT WHEN v_priority IS NULL;
+                FOREACH v_capability IN ARRAY v_capabilities LOOP
+                    SELECT array_agg(p.id) INTO v_picked FROM (
+                        SELECT t.id FROM blackboard.tasks t
+                        WHERE t.session_id = v_session_id AND t.capability = v_capability AND t.priority = v_priority
+                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                        ORDER BY t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
+                    IF v_picked IS NOT NULL THEN
+                        v_ids := v_ids || v_picked;
+                        v_session_ids := v_session_ids || array_fill(v_session_id, ARRAY[cardinality(v_picked)]);
+                        v_share := v_share - cardinality(v_picked);
+                        EXIT WHEN v_share <= 0;
+                    END IF;
+                END LOOP;
+                v_below := v_priority;
+            ELSE
+                SELECT array_agg(p.id) INTO v_picked FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = v_session_id AND t.capability = '' AND t.status = 'pending'
+                      AND (t.expires_at IS NULL OR t.expires_at > v_now)
+                    ORDER BY t.priority DESC, t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
+                IF v_picked IS NOT NULL THEN
+                    v_ids := v_ids || v_picked;
+                    v_session_ids := v_session_ids || array_fill(v_session_id, ARRAY[cardinality(v_picked)]);
+                    v_share := v_share - cardinality(v_picked);
+                END IF;
+                EXIT;
+            END IF;
+        END LOOP;
+        v_left := v_left + v_share;
+        v_took := extract(epoch FROM clock_timestamp() - v_began);
+        IF v_took > 0.003 + 0.00003 * p_share THEN
+            PERFORM blackboard.note_floors(v_session_id, '{}', least(15, 40 * v_took));
+        END IF;
+    END LOOP;
+    IF v_ids = '{}' THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        -- The limit limits nothing: by it the planner expects one row, and looks each up by its key.
+        SELECT p.session_id, p.id FROM unnest(v_session_ids, v_ids) p (session_id, id) LIMIT cardinality(v_ids))
+    UPDATE blackboard.tasks t
+    SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+        lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
+        deadline_at = v_now + t.timeout, progress = NULL
+    FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+    RETURNING t.*;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.sweep_waiting(p_limit integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_expired integer := 0;
+    v_freed integer := 0;
+BEGIN
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    WITH due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
+          AND least(t.expires_at, t.fallback_at) <= v_now AND t.expires_at <= v_now
+        ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'cancelled', position = NULL, completed_at = v_now,
+        error = jsonb_build_object('code', 'deadline', 'message', format('It was not started by %s.', t.expires_at))
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+    GET DIAGNOSTICS v_expired = ROW_COUNT;
+    PERFORM 1 FROM blackboard.tasks t WHERE t.status = 'assigned' AND t.fallback IS NOT NULL
+      AND (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN v_expired;
+    END IF;
+    -- What became assigned after it had been blocked, held or unapproved: its agent's time starts now.
+    UPDATE blackboard.tasks t SET fallback_at = v_now + t.fallback
+    WHERE (t.session_id, t.id) IN (
+        SELECT w.session_id, w.id FROM blackboard.tasks w
+        WHERE (w.expires_at IS NOT NULL OR w.fallback IS NOT NULL) AND w.completed_at IS NULL AND w.lease_id IS NULL
+          AND w.status = 'assigned' AND w.fallback IS NOT NULL AND w.fallback_at IS NULL
+        LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    -- Whoever has left or gone silent, of those that something is assigned to.
+    WITH RECURSIVE waited_for AS (
+        (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+         WHERE t.status = 'assigned' ORDER BY t.session_id, t.assigned_to LIMIT 1)
+        UNION ALL
+        SELECT n.session_id, n.assigned_to
+        FROM waited_for w,
+             LATERAL (SELECT t.session_id, t.assigned_to FROM blackboard.tasks t
+                      WHERE t.status = 'assigned' AND (t.session_id, t.assigned_to) > (w.session_id, w.assigned_to)
+                      ORDER BY t.session_id, t.assigned_to LIMIT 1) n
+    ), absent AS MATERIALIZED (
+        SELECT w.session_id, w.assigned_to
+        FROM waited_for w
+        JOIN blackboard.memberships m ON m.session_id = w.session_id AND m.agent_id = w.assigned_to
+        LEFT JOIN blackboard.leases l ON l.id = m.lease_id
+        WHERE m.left_at IS NOT NULL OR (m.lease_id IS NOT NULL AND (l.id IS NULL OR l.lapsed_at IS NOT NULL))
+    ), due AS MATERIALIZED (
+        SELECT t.session_id, t.id FROM blackboard.tasks t
+        WHERE (t.session_id, t.id) IN (
+            (SELECT d.session_id, d.id FROM blackboard.tasks d
+             WHERE (d.expires_at IS NOT NULL OR d.fallback IS NOT NULL) AND d.completed_at IS NULL AND d.lease_id IS NULL
+               AND least(d.expires_at, d.fallback_at) <= v_now AND d.status = 'assigned' AND d.fallback_at <= v_now
+             ORDER BY least(d.expires_at, d.fallback_at) NULLS FIRST LIMIT p_limit)
+            UNION
+            (SELECT d.session_id, d.id FROM absent a JOIN blackboard.tasks d
+               ON d.session_id = a.session_id AND d.assigned_to = a.assigned_to
+                  AND d.status = 'assigned' AND d.fallback IS NOT NULL
+             LIMIT p_limit))
+          AND t.status = 'assigned'
+        FOR UPDATE SKIP LOCKED)
+    UPDATE blackboard.tasks t
+    SET status = 'pending', assigned_to = NULL, fallback_at = NULL, position = nextval('blackboard.task_positions')
+    FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
+    GET DIAGNOSTICS v_freed = ROW_COUNT;
+    RETURN greatest(v_expired, v_freed);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.age_tasks(p_session_id uuid, p_step interval, p_now timestamp with time zone, p_limit integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_capability text;
+    v_ids uuid[];
+    v_aged integer := 0;
+    v_got integer;
+BEGIN
+    SELECT t.capability INTO v_capability FROM blackboard.tasks t
+    WHERE t.session_id = p_session_id AND t.status = 'pending' ORDER BY t.capability LIMIT 1;
+    WHILE FOUND AND v_aged < p_limit LOOP
+        FOR v_priority IN REVERSE 9 .. 0 LOOP
+            SELECT array_agg(f.id) INTO v_ids FROM (
+                SELECT t.id, greatest(t.created_at, t.run_at, t.aged_at) AS since FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending'
+                ORDER BY t.position LIMIT p_limit - v_aged) f
+            WHERE f.since <= p_now - p_step;
+            CONTINUE WHEN v_ids IS NULL;
+            WITH old AS MATERIALIZED (
+                SELECT t.id, greatest(t.created_at, t.run_at, t.aged_at) AS since FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.status = 'pending'
+                ORDER BY t.position FOR UPDATE SKIP LOCKED
+            ), steps AS (
+                SELECT o.id, o.since, floor(extract(epoch FROM p_now - o.since) / extract(epoch FROM p_step)) AS steps,
+                       nextval('blackboard.task_positions') AS position
+                FROM old o)
+            UPDATE blackboard.tasks t
+            SET priority = least(10, t.priority + s.steps)::smallint, aged_at = s.since + s.steps * p_step,
+                position = s.position
+            FROM steps s WHERE t.session_id = p_session_id AND t.id = s.id;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            v_aged := v_aged + v_got;
+            EXIT WHEN v_aged >= p_limit;
+        END LOOP;
+        SELECT t.capability INTO v_capability FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.status = 'pending' AND t.capability > v_capability
+        ORDER BY t.capability LIMIT 1;
+    END LOOP;
+    UPDATE blackboard.tasks t
+    SET priority = least(10, t.priority + s.steps)::smallint, aged_at = s.since + s.steps * p_step
+    FROM (SELECT h.id, h.since, floor(extract(epoch FROM p_now - h.since) / extract(epoch FROM p_step)) AS steps
+          FROM (SELECT w.id, coalesce(w.aged_at, w.created_at) AS since FROM blackboard.tasks w
+                WHERE w.session_id = p_session_id AND w.status = 'held' AND w.priority < 10
+                  AND w.held ->> 'code' = 'limit' AND coalesce(w.aged_at, w.created_at) <= p_now - p_step
+                LIMIT p_limit FOR UPDATE SKIP LOCKED) h) s
+    WHERE t.session_id = p_session_id AND t.id = s.id;
+    GET DIAGNOSTICS v_got = ROW_COUNT;
+    RETURN v_aged + v_got;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.why_task_waits(p_session_id uuid, p_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_task blackboard.tasks;
+    v_session blackboard.sessions;
+    v_lease blackboard.leases;
+    v_reasons jsonb := '[]';
+    v_more jsonb;
+    v_counted integer;
+    v_released boolean;
+    v_error text;
+BEGIN
+    SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
+                                 jsonb_build_object('noun', 'task', 'id', p_id));
+    END IF;
+    v_counted := v_task.attempt - v_task.released;
+    SELECT * INTO v_session FROM blackboard.sessions WHERE id = p_session_id;
+    IF v_task.completed_at IS NOT NULL THEN
+        v_reasons := v_reasons || blackboard.reason(v_task.status,
+            format('It was %s at %s%s%s%s', v_task.status,
+                   to_char(v_task.completed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+                   CASE WHEN v_task.status = 'completed' THEN ' by ' || v_task.assigned_to ELSE '' END,
+                   CASE WHEN v_counted > 0 THEN format(', attempt %s', v_counted) ELSE '' END,
+                   CASE WHEN v_task.error IS NOT NULL
+                        THEN format(': %s%s', coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code',
+                                                       'no reason was given'),
+                                    CASE WHEN v_task.status IN ('failed', 'dead')
+                                         THEN format('; start it over with `blackboard task redrive %s`.', p_id)
+                                         ELSE '' END)
+                        ELSE '.' END),
+            jsonb_build_object('at', v_task.completed_at, 'agent_id', v_task.assigned_to, 'attempt', v_counted,
+                               'error', v_task.error));
+    ELSIF v_task.status = 'running' THEN
+        SELECT * INTO v_lease FROM blackboard.leases WHERE id = v_task.lease_id;
+        v_reasons := v_reasons || blackboard.reason('running',
+            format('%s runs it since %s (attempt %s of %s)%s.', v_task.assigned_to,
+                   to_char(v_task.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+                   v_counted, v_task.max_attempts,
+                   CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
+                        THEN '; its process went silent, and the next claim takes the task back'
+                        WHEN v_lease.expires_at < v_now
+                        THEN '; its process is late with its heartbeat' ELSE '' END),
+            jsonb_build_object(
+                'agent_id', v_task.assigned_to, 'since', v_task.started_at, 'attempt', v_counted,
+                'max_attempts', v_task.max_attempts, 'deadline_at', v_task.deadline_at, 'progress', v_task.progress,
+                'lease', CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL THEN 'lapsed'
+                              WHEN v_lease.expires_at < v_now THEN 'late' ELSE 'live' END,
+                'lease_expires_at', v_lease.expires_at, 'host', v_lease.host, 'pid', v_lease.pid));
+        IF v_task.cancel_requested THEN
+            v_reasons := v_reasons || blackboard.reason('cancelling',
+                CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
+                     THEN 'It was asked to stop: it is cancelled when it is taken back.'
+                     ELSE 'It was asked to stop; its holder sees that with its next progress report or its end.' END);
+        END IF;
+    ELSIF v_task.expires_at <= v_now THEN
+        -- Whatever else holds it, nobody gets it any more.
+        v_reasons := v_reasons || blackboard.reason('deadline',
+            format('It was not started by %s: the next claim cancels it.',
+                   to_char(v_task.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+            jsonb_build_object('expires_at', v_task.expires_at));
+    ELSE
+        IF v_session.status = 'paused' THEN
+            v_reasons := v_reasons || blackboard.reason('paused',
+                format('The session is paused; resume it with `blackboard session resume %s`.', v_session.name),
+                jsonb_build_object('session', v_session.name));
+        END IF;
+        IF v_task.requires_approval AND v_task.approved_by IS NULL THEN
+            v_reasons := v_reasons || blackboard.reason('approval',
+                format('It waits for approval: `blackboard task approve %s`, or `reject`.', p_id));
+        END IF;
+        SELECT jsonb_agg(blackboard.reason('dependency',
+                   format('Task %s (%s) must %s first; it is %s.', d.id, d.type,
+                          CASE d.on_failure WHEN 'fail' THEN 'complete' ELSE 'end' END, d.status),
+                   jsonb_build_object('id', d.id, 'type', d.type, 'status', d.status, 'on_failure', d.on_failure))
+               ORDER BY d.id)
+        INTO v_more
+        FROM (SELECT p.id, p.type, p.status, e.on_failure FROM blackboard.task_dependencies e
+              JOIN blackboard.tasks p ON p.session_id = e.session_id AND p.id = e.depends_on_id
+              WHERE e.session_id = p_session_id AND e.task_id = p_id AND e.state = 'waiting'
+              ORDER BY p.id LIMIT 20) d;
+        v_reasons := v_reasons || coalesce(v_more, '[]');
+        v_more := CASE WHEN v_task.status IN ('pending', 'assigned', 'held', 'scheduled')
+                       THEN blackboard.why_held_back(v_task) ELSE '[]' END;
+        -- A rate says the time itself.
+        IF v_task.run_at > v_now AND (v_task.held ->> 'code' IS DISTINCT FROM 'rate'
+                                      OR NOT v_more @> '[{"code": "rate"}]') THEN
+            -- Who hands a task back has not started it, and neither a lapse nor a timeout was its doing.
+            v_released := v_task.attempt > 0 AND v_task.started_at IS NULL
+                          AND coalesce(v_task.error ->> 'code', '') NOT IN ('lease_lapsed', 'timeout');
+            v_error := coalesce(nullif(v_task.error ->> 'message', ''), v_task.error ->> 'code');
+            v_reasons := v_reasons || blackboard.reason('time',
+                format(CASE WHEN v_released AND v_error IS NULL THEN 'It was handed back; the next attempt starts at %2$s or later.'
+                            WHEN v_released THEN 'It was handed back (%1$s); the next attempt starts at %2$s or later.'
+                            WHEN v_task.attempt > 0 AND v_error IS NOT NULL
+                            THEN 'Its last attempt failed (%1$s); the next one starts at %2$s or later.'
+                            ELSE 'It is scheduled for %2$s.' END,
+                       v_error, to_char(v_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                jsonb_build_object('run_at', v_task.run_at, 'attempt', v_counted, 'error', v_task.error));
+        ELSIF v_task.status = 'scheduled' AND v_task.run_at <= v_now AND v_reasons = '[]' AND v_more = '[]' THEN
+            v_reasons := v_reasons || blackboard.reason('ready', 'Its time has come: the next claim makes it ready.',
+                                                        jsonb_build_object('run_at', v_task.run_at));
+        END IF;
+        v_reasons := v_reasons || v_more;
+        IF v_task.status IN ('pending', 'assigned') THEN
+            v_more := blackboard.why_nobody_took(v_task, v_reasons = '[]');
+            IF v_reasons = '[]' OR v_more ->> 'code' <> 'ready' THEN
+                v_reasons := v_reasons || v_more;
+            END IF;
+        END IF;
+    END IF;
+    RETURN jsonb_build_object('status', v_task.status, 'reasons', v_reasons);
+END
+$_$;
+
+DROP FUNCTION blackboard.look_for_tasks(uuid[], text, text[]);
+CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[]) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval)
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_capabilities text[] := p_capabilities || ''::text;
+    -- Read once, and not for each session: of hundreds of them it is long.
+    v_notes jsonb := nullif(current_setting('blackboard.floors', true), '')::jsonb;
+BEGIN
+    -- Who only looks is often the only one who is there.
+    PERFORM 1 FROM blackboard.tasks t
+    WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
+      AND least(t.expires_at, t.fallback_at) <= v_now
+    ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.tend_leases();
+    END IF;
+    RETURN QUERY
+    SELECT s.id, s.status,
+           s.status = 'active' AND (
+               CASE WHEN f.floors IS NULL OR s.gated THEN
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.status = 'pending' LIMIT 1) p
+                           WHERE NOT s.gated OR NOT blackboard.capability_paused(s.id, c.capability))
+               ELSE
+                   EXISTS (SELECT FROM unnest(v_capabilities) c (capability), generate_series(0, 10) q (priority),
+                               LATERAL (SELECT FROM blackboard.tasks t
+                                        WHERE t.session_id = s.id AND t.capability = c.capability
+                                          AND t.priority = q.priority::smallint AND t.status = 'pending'
+                                          AND t.position > coalesce(
+                                              (f.floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                                        ORDER BY t.position LIMIT 1) p)
+               END
+               OR EXISTS (SELECT FROM blackboard.tasks t
+                          WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
+               -- A slot is free, and tasks are held that it was not given to.
+               OR (s.gated AND blackboard.slots_left(s.id))),
+           CASE WHEN s.status = 'active' THEN least(
+                    (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
+                     WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
+                    -- What lies below a floor is looked at again when its time is over.
+                    f.until - v_now) END
+    FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
+    LEFT JOIN LATERAL (
+        SELECT n.note -> 'floors' AS floors, (n.note ->> 'until')::timestamptz AS until
+        FROM (SELECT v_notes -> s.id::text OFFSET 0) n (note)
+        WHERE (n.note ->> 'until')::timestamptz > v_now) f ON true;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.live_lease(p_lease_id uuid) RETURNS blackboard.leases
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_lease blackboard.leases;
+BEGIN
+    SELECT * INTO v_lease FROM blackboard.leases WHERE id = p_lease_id;
+    IF NOT FOUND OR v_lease.lapsed_at IS NOT NULL THEN
+        PERFORM blackboard.raise('BB006', 'This lease has lapsed: what it held may be with somebody else. '
+                                          'Join the session again to get a new one.',
+                                 jsonb_build_object('noun', 'lease', 'id', p_lease_id,
+                                                    'lapsed_at', v_lease.lapsed_at));
+    END IF;
+    RETURN v_lease;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.history_limits() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        PERFORM blackboard.check_sessions(array(SELECT DISTINCT n.session_id FROM new_rows n));
+    END IF;
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT n.session_id,
+           CASE WHEN n.removed_at IS NOT NULL THEN 'limit.removed' WHEN TG_OP = 'INSERT' THEN 'limit.set'
+                ELSE 'limit.changed' END, n.id,
+           jsonb_build_object('name', n.name, 'kind', n.kind, 'type', n.type, 'capability', n.capability,
+                              'per_key', n.per_key, 'max_running', n.max_running, 'rate_count', n.rate_count,
+                              'rate_period', n.rate_period, 'removed_at', n.removed_at)
+    FROM new_rows n;
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO blackboard.limit_usage (session_id, limit_id)
+        SELECT n.session_id, n.id FROM new_rows n WHERE NOT n.per_key ON CONFLICT DO NOTHING;
+    END IF;
+    PERFORM blackboard.refresh_gated(s.session_id), blackboard.hint(s.session_id, 'tasks')
+    FROM (SELECT DISTINCT session_id FROM new_rows ORDER BY 1) s;
+    PERFORM blackboard.count_running(n.session_id, n.id) FROM new_rows n
+    WHERE n.kind = 'concurrency' AND n.removed_at IS NULL;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.claim_gated(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_now timestamp with time zone) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_looked integer := 0;
+    v_batch integer := least(p_limit, 500);
+    v_capabilities text[];
+    v_paused text[];
+    v_busy uuid[] := '{}';
+    v_ids uuid[];
+    v_gate record;
+    v_pulled boolean := false;
+BEGIN
+    PERFORM blackboard.tend_gates(p_session_id, p_now);
+    SELECT coalesce(array_agg(p.name), '{}') INTO v_paused FROM blackboard.pauses p
+    WHERE p.session_id = p_session_id AND p.kind = 'capability' AND p.resumed_at IS NULL;
+    SELECT coalesce(array_agg(DISTINCT c.name), '{}') INTO v_capabilities
+    FROM unnest(p_capabilities || ''::text) c (name)
+    WHERE c.name <> ALL (v_paused);
+    WHILE v_left > 0 AND v_looked < 2000 LOOP
+        v_ids := blackboard.pick_ready(p_session_id, p_agent_id, v_capabilities, v_paused, v_busy, v_batch, p_now);
+        IF v_ids IS NULL THEN
+            -- Nothing is ready: is there something held whose slot was freed for a task that nobody came for?
+            EXIT WHEN v_pulled OR NOT blackboard.pull_held(p_session_id, v_capabilities, v_left);
+            v_pulled := true;
+            CONTINUE;
+        END IF;
+        SELECT * INTO v_gate FROM blackboard.gate_tasks(p_session_id, v_ids, v_left, p_now);
+        RETURN QUERY
+        WITH claimed AS (
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_gate.at,
+                deadline_at = v_gate.at + t.timeout, progress = NULL, limited = true
+            FROM unnest(v_gate.admitted) a (id) WHERE t.session_id = p_session_id AND t.id = a.id
+            RETURNING t.*)
+        SELECT c.* FROM claimed c ORDER BY array_position(v_gate.admitted, c.id);
+        v_left := v_left - cardinality(v_gate.admitted);
+        v_busy := v_busy || v_gate.busy;
+        v_looked := v_looked + cardinality(v_ids);
+        IF v_gate.admitted = '{}' THEN
+            v_batch := least(v_batch * 4, 500);
+        ELSE
+            v_batch := least(v_left, 500);
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.settle_limit(p_session_id uuid, p_limit_id uuid, p_patience interval) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_until timestamptz := clock_timestamp() + p_patience;
+    v_others text[] := array(SELECT DISTINCT l.virtualtransaction FROM pg_locks l
+                             WHERE l.relation = 'blackboard.tasks'::regclass AND l.pid <> pg_backend_pid());
+BEGIN
+    LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (v_others)
+                                AND l.relation = 'blackboard.tasks'::regclass);
+        IF clock_timestamp() > v_until THEN
+            PERFORM blackboard.count_running(p_session_id, p_limit_id);
+            RETURN NULL;
+        END IF;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+    RETURN blackboard.count_running(p_session_id, p_limit_id);
+END
+$$;
+
+ALTER FUNCTION blackboard.budget_reason(uuid, uuid) RESET timezone;
+ALTER FUNCTION blackboard.gate_tasks(uuid, uuid[], integer, timestamptz) RESET timezone;
+ALTER FUNCTION blackboard.history_spend_insert() RESET timezone;
+ALTER FUNCTION blackboard.why_held_back(blackboard.tasks) RESET timezone;
+
+GRANT EXECUTE ON FUNCTION blackboard.free_slots(uuid[], uuid[]), blackboard.age_tasks(uuid, interval, timestamptz, integer),
+    blackboard.tend_gates_now(uuid, timestamptz), blackboard.tend_gates_briefly(uuid, timestamptz),
+    blackboard.try_counters(uuid, uuid[], text[]) TO PUBLIC;
+COMMENT ON FUNCTION blackboard.hint(uuid, text) IS NULL;
+COMMENT ON FUNCTION blackboard.refuse_flow_change() IS NULL;
+DROP FUNCTION blackboard.settle_limits(uuid);
+DROP FUNCTION blackboard.users_of_tasks();
+DROP TABLE blackboard.unsettled_limits;
