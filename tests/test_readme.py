@@ -43,12 +43,22 @@ def _sql(example: Example) -> None:
                 assert cursor.fetchall(), statement
 
 
+def _flow(example: Example) -> None:
+    """The file makes a flow."""
+    ran = subprocess.run(
+        [str(Path(sys.executable).with_name("blackboard")), "flow", "create", "-", "-s", "checkout"],
+        check=False, input=example.parsed, capture_output=True, text=True, env=example.namespace["environment"],
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
 def _regions() -> Iterator[Region]:
     document = Document(README.read_text(encoding="utf-8"), str(README))
     for parser in (
         PythonCodeBlockParser(),
         CodeBlockParser(language="console", evaluator=_console),
         CodeBlockParser(language="sql", evaluator=_sql),
+        CodeBlockParser(language="yaml", evaluator=_flow),
     ):
         for region in parser(document):
             document.add(region)

@@ -230,12 +230,13 @@ class Link:
         except psycopg.Error as error:
             raise ServerUnreachable(f"The connection to PostgreSQL was lost: {error}") from error
 
-    def _overhear(self) -> tuple[int, list[Notice]]:
+    def _overhear(self) -> tuple[int, list[Notice]] | None:
         # In the ear's loop, while this link is lent to it.
         try:
             self._require().consume_input()
         except (psycopg.Error, ServerUnreachable):
             self._waker.wake()  # whoever waits takes the link back, and meets the same error
+            return None
         return self.backend_pid, self.notifications()
 
     def notifications(self) -> list[Notice]:

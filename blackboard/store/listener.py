@@ -181,9 +181,9 @@ class Listener:
         if self._pid != os.getpid():  # the thread and its socket are the parent's
             self._closed = True
             return
-        self._retire()
         with self._lock:
             self._closed = True
+            self._retire()
             thread, waker = self._thread, self._waker
             if waker:
                 waker.stop(_CLOSE_SECONDS if self._pending or self._sending else 0.0)
@@ -281,7 +281,7 @@ class Listener:
             if loop is not None and not self._spread:
                 try:
                     self._ear = Ear(loop, self._heard)
-                except NotImplementedError:
+                except (NotImplementedError, OSError):
                     self._spread = True
             waker = self._waker
         if waker:
@@ -325,7 +325,8 @@ class Listener:
         send_at = listen_at = 0.0
         pause = self._coalesce_seconds
         while True:
-            self._heard(link.backend_pid, link.notifications())
+            notices = link.notifications()
+            self._heard(link.backend_pid, notices)
             now = monotonic()
             with self._lock:
                 wanted, pending, closed = bool(self._subscriptions), bool(self._pending), self._closed
@@ -367,7 +368,12 @@ class Listener:
                 if not wanted:
                     reasons.append((_UNLISTEN_SECONDS if self._listening else _IDLE_SECONDS) - idle)
                 ear = self._ear
-                if ear is not None:
+                if ear is not None and notices:
+                    # A loop that stands still leaves more than one read takes, and what is not read holds up the
+                    # server's notifications: all of it, before the connection is lent again.
+                    ear = None
+                    reasons.append(0.0)
+                elif ear is not None:
                     reasons.append(_LENT_SECONDS)
                 link.wait(min(reasons), ear)
 

@@ -41,7 +41,7 @@ class Subscription:
         self._leave = leave
         self._hinted = False
         self._waiters: list[asyncio.Future[bool] | threading.Lock] = []
-        self._call: tuple[asyncio.AbstractEventLoop, Callable[[], None]] | None = None
+        self._call: tuple[asyncio.AbstractEventLoop, Callable[[], None], threading.RLock] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +52,7 @@ class Subscription:
     def close(self) -> None:
         """Hears nothing more; may be called twice."""
         self._leave(self)
+        self._call = None
 
     def wait(self, timeout: float | None = None) -> bool:
         """True after a hint, False when ``timeout`` seconds or the poll interval are over: look again either way.
@@ -100,16 +101,28 @@ class Subscription:
     def call(self, function: Callable[[], None]) -> None:
         """From now on ``function`` is called in this event loop after hints, one call for those that come at once.
 
-        For whoever also looks without a hint: nothing is called when the poll interval is over.
+        It is also called soon if there was a hint before. What it raises goes to the loop's exception handler. For
+        whoever also looks without a hint: nothing is called when the poll interval is over.
         """
         loop = asyncio.get_running_loop()
-        self._waiting(None, loop)
-        self._call = (loop, function)
+        _, lock = self._waiting(None, loop)
+        with lock:
+            self._call = (loop, function, lock)
+            if self._hinted:
+                loop.call_soon(self.called)
 
     def called(self) -> None:
         """The function of ``call`` has been called, if there is a hint that it was not called for."""
-        if self._take() and self._call is not None:
-            self._call[1]()
+        if self._call is None:
+            return
+        loop, function, lock = self._call
+        with lock:
+            if not self._take():
+                return
+        try:
+            function()
+        except Exception as error:  # the others are to hear it all the same
+            loop.call_exception_handler({"message": "what is called after hints failed", "exception": error})
 
     def _take(self) -> bool:
         hinted, self._hinted = self._hinted, False
