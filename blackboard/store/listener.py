@@ -12,13 +12,14 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import timedelta
 from time import monotonic
 from uuid import UUID
 
 from ..errors import BlackboardError, ServerUnreachable
 from .ear import Ear, Notice
+from .hints import array, concerns, key_of, parse, quoted
 from .link import Link, Stopped, Waker, backoff, parse_conninfo
 from .subscription import Subscription, Woken, resolve
 
@@ -130,7 +131,7 @@ class Listener:
         with self._lock:
             if self._closed:
                 raise BlackboardError("This board is closed; open it again to wait on it.")
-            self._subscriptions.setdefault(_key(session_id), {})[subscription] = None
+            self._subscriptions.setdefault(key_of(session_id), {})[subscription] = None
             waker = None if self._listening else self._started()
         if waker:
             waker.wake()
@@ -234,7 +235,7 @@ class Listener:
 
     def _forget(self, subscription: Subscription) -> None:
         self._check_process()
-        key = _key(subscription.session_id)
+        key = key_of(subscription.session_id)
         with self._lock:
             group = self._subscriptions.get(key, {})
             group.pop(subscription, None)
@@ -256,7 +257,7 @@ class Listener:
             chosen = tuple(groups.values()) if noun is None else (groups.get(session), groups.get(None))
             for group in chosen:
                 for subscription in tuple(group or ()):
-                    if noun is None or subscription.nouns is None or _concerns(noun, subscription.nouns):
+                    if noun is None or subscription.nouns is None or concerns(noun, subscription.nouns):
                         subscription.hint(woken)
         for loop, waiting in woken.items():  # one call a loop: each one writes to the loop's socket
             if loop is here:
@@ -269,7 +270,7 @@ class Listener:
         here = _running_loop() if notices else None
         for sender, payload in notices:
             if sender != own:  # our own went to our subscribers before it was sent
-                self._deliver(*_parse(payload), here=here)
+                self._deliver(*parse(payload), here=here)
 
     def _hear_in(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Somebody waits in ``loop``, or, without one, blocks a thread: as long as all are of one loop, it reads."""
@@ -384,7 +385,7 @@ class Listener:
             _log.info("the URL leads through a pooler: waiters poll; set listen_url to be woken")
             return
         try:
-            link.run(b"LISTEN " + _quoted(self._channel))
+            link.run(b"LISTEN " + quoted(self._channel))
         except ServerUnreachable:
             raise
         except BlackboardError as error:
@@ -398,7 +399,7 @@ class Listener:
             batch, self._pending = self._pending, {}
             self._sending = True  # a close just now grants it the time of a queued one
         try:
-            link.run(_SEND, (self._channel.encode(), _array(batch)))
+            link.run(_SEND, (self._channel.encode(), array(batch)))
         except (ServerUnreachable, Stopped):
             with self._lock:
                 self._pending = batch | self._pending
@@ -414,31 +415,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _concerns(noun: str, nouns: Collection[str]) -> bool:
-    """Whether a hint about ``noun`` is for those who asked for ``nouns``; ``tasks`` takes in ``tasks.ready``."""
-    return any(noun == wanted or noun.startswith(f"{wanted}.") or wanted.startswith(f"{noun}.") for wanted in nouns)
-
-
-def _key(session_id: UUID | None) -> int | None:
-    return None if session_id is None else session_id.int
-
-
-def _parse(payload: str) -> tuple[int | None, str | None]:
-    """Session and noun of a payload; ``(None, None)``, which means everybody, if it has another form."""
-    session, _, noun = payload.partition(" ")
-    try:
-        return (UUID(session).int, noun) if noun else (None, None)
-    except ValueError:
-        return None, None
-
-
-def _quoted(identifier: str) -> bytes:
-    return b'"%s"' % identifier.encode().replace(b'"', b'""')
-
-
-def _array(hints: Iterable[tuple[int, str]]) -> bytes:
-    payloads = (f"{UUID(int=session)} {noun}" for session, noun in hints)
-    escaped = (payload.replace("\\", "\\\\").replace('"', '\\"') for payload in payloads)
-    return ("{" + ",".join(f'"{payload}"' for payload in escaped) + "}").encode()
