@@ -368,6 +368,20 @@ def test_a_restart_of_the_server_is_survived_and_queued_hints_go_out_after_it(
     eventually(lambda: not listener._pending)
 
 
+def test_an_outage_is_told_once_and_in_one_line(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[object] = []
+    monkeypatch.setattr(module, "backoff", lambda *_: tries.append(None) or 0.0)
+    listener = make(f"host={tmp_path} user=nobody")
+    listener.subscribe(uuid4())
+    eventually(lambda: len(tries) > 3)
+    listener.close()
+    [record] = [record for record in caplog.records if record.name == module.__name__]
+    assert record.getMessage().startswith("wake-ups wait for a connection: PostgreSQL could not be reached")
+    assert "\n" not in record.getMessage()
+
+
 def test_a_server_process_that_hangs_counts_as_lost(
     server: WatchedServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

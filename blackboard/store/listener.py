@@ -40,6 +40,7 @@ _FIRST_LOOK_SECONDS = 0.25  # and after the first one, which may have to open a 
 _MOST_LATE_SECONDS = 5.0  # a look comes for all that
 _LENT_SECONDS = 5.0  # a loop that reads for itself may have stopped: the thread takes in what it left
 _MAX_BACKOFF = 5.0
+_OUTAGE_LOG_SECONDS = 60.0  # between two words about one outage
 _STABLE_SECONDS = 10.0  # a connection that lived this long resets the backoff
 _MAX_PENDING = 10_000  # hints kept while the server is away
 
@@ -297,6 +298,7 @@ class Listener:
     def _run(self, waker: Waker) -> None:
         link = Link(self._conninfo, waker, name="blackboard listener", answer_seconds=_ANSWER_SECONDS)
         failures = 0
+        say_at = 0.0
         try:
             while True:
                 began = monotonic()
@@ -306,7 +308,10 @@ class Listener:
                     if isinstance(error, Stopped):
                         raise
                     unexpected = not isinstance(error, ServerUnreachable)
-                    _log.warning("wake-ups wait for a connection: %s", error, exc_info=unexpected)
+                    if unexpected or monotonic() >= say_at:
+                        say_at = monotonic() + _OUTAGE_LOG_SECONDS
+                        first_line = str(error).partition("\n")[0]
+                        _log.warning("wake-ups wait for a connection: %s", first_line, exc_info=unexpected)
                 self._listening = False
                 link.close()
                 failures = 0 if monotonic() - began > _STABLE_SECONDS else failures + 1
