@@ -154,7 +154,7 @@ async def test_a_rate_that_was_lifted(session: Session, agent: Agent) -> None:
     [task] = await agent.tasks.claim(2)
     put_off = next(one for one in ids if one != task.id)
     said = (await why(session, put_off))["rate"]
-    assert "allows 1 starts in 01:00:00, and they were used up: it is tried again at " in said.message
+    assert "allows one start in 01:00:00, used up by now: it is tried again at " in said.message
     await session.limits.remove("mails")
     found = await why(session, put_off)
     assert set(found) <= {"time", "ready"}
@@ -261,3 +261,17 @@ async def test_who_a_task_is_for_and_who_ended_it(session: Session, agent: Agent
     task = await claimed(agent)
     await agent.tasks.complete(task)
     assert (await session.tasks.get(task.id)).assignee == agent.id
+
+
+async def test_why_tells_of_a_process_that_has_missed_a_beat(steady: Session, db: Connection) -> None:
+    agent = await steady.join("a")
+    await steady.tasks.add("t")
+    [task] = await agent.tasks.claim()
+    [reason] = (await steady.tasks.why(task.id)).reasons
+    assert "heard" not in reason.message
+    await db.execute(
+        "UPDATE blackboard.leases SET expires_at = blackboard.now() + term / 3 WHERE id = $1", task.lease_id
+    )
+    [reason] = (await steady.tasks.why(task.id)).reasons
+    assert "; its process was last heard of at " in reason.message
+    assert ", and loses the task at " in reason.message

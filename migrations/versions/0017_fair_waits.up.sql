@@ -1,5 +1,6 @@
 -- What was started in time does not expire when it comes back; held tasks age from when they were ready; limits are counted
--- until that succeeds; windows of days are days of 24 hours; who looks is told of floors; joins at any isolation level.
+-- until that succeeds; windows of days are days of 24 hours; who looks is told of floors; joins at any isolation level;
+-- ids are in order of time.
 
 -- Limits that transactions under way when they were set may not have counted for; others: whose end is awaited, NULL until
 -- somebody has looked.
@@ -78,6 +79,19 @@ BEGIN
     RETURN v_counted;
 END
 $$;
+
+-- Ids of tasks that the database makes are in the order of their time, as those that clients make (UUIDv7).
+CREATE FUNCTION blackboard.new_id() RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+AS $$
+    -- 48 bits of milliseconds, and the version: what a random id has for it is 0100, which becomes 0111.
+    SELECT encode(set_bit(set_bit(overlay(
+        uuid_send(gen_random_uuid()) PLACING
+        substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
+        52, 1), 53, 1), 'hex')::uuid
+$$;
+ALTER TABLE blackboard.tasks ALTER COLUMN id SET DEFAULT blackboard.new_id();
+ALTER VIEW blackboard.agent_tasks ALTER COLUMN id SET DEFAULT blackboard.new_id();
 
 -- A day of a window has 24 hours, wherever the database's time zone is.
 ALTER FUNCTION blackboard.budget_reason(uuid, uuid) SET timezone = 'UTC';
@@ -680,7 +694,12 @@ BEGIN
                    CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
                         THEN '; its process went silent, and the next claim takes the task back'
                         WHEN v_lease.expires_at < v_now
-                        THEN '; its process is late with its heartbeat' ELSE '' END),
+                        THEN '; its process is late with its heartbeat'
+                        WHEN v_lease.expires_at < v_now + v_lease.term / 2
+                        THEN format('; its process was last heard of at %s, and loses the task at %s',
+                                    to_char((v_lease.expires_at - v_lease.term) AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"'),
+                                    to_char(v_lease.expires_at AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"'))
+                        ELSE '' END),
             jsonb_build_object(
                 'agent_id', v_task.assigned_to, 'since', v_task.started_at, 'attempt', v_counted,
                 'max_attempts', v_task.max_attempts, 'deadline_at', v_task.deadline_at, 'progress', v_task.progress,
@@ -752,6 +771,90 @@ BEGIN
     RETURN jsonb_build_object('status', v_task.status, 'reasons', v_reasons);
 END
 $_$;
+
+CREATE OR REPLACE FUNCTION blackboard.why_held_back(p_task blackboard.tasks) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_reasons jsonb := '[]';
+    v_row record;
+    v_code text := p_task.held ->> 'code';
+BEGIN
+    FOR v_row IN
+        SELECT p.* FROM blackboard.pauses p
+        WHERE p.session_id = p_task.session_id AND p.resumed_at IS NULL
+          AND ((p.kind = 'type' AND p.name = p_task.type) OR (p.kind = 'capability' AND p.name = p_task.capability))
+        ORDER BY p.kind
+    LOOP
+        v_reasons := v_reasons || blackboard.reason('paused',
+            format('Tasks %s %L are paused by %s since %s%s; resume them with `blackboard task resume --%s %s`.',
+                   CASE v_row.kind WHEN 'type' THEN 'of type' ELSE 'that need' END, v_row.name, v_row.paused_by,
+                   to_char(v_row.paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+                   CASE WHEN v_row.reason <> '' THEN format(' (%s)', v_row.reason) ELSE '' END, v_row.kind, v_row.name),
+            jsonb_build_object(v_row.kind, v_row.name, 'paused_by', v_row.paused_by, 'paused_at', v_row.paused_at,
+                               'reason', v_row.reason));
+    END LOOP;
+    FOR v_row IN
+        SELECT m.*, u.running, u.used, u.waiting,
+               u.window_started_at + m.rate_period AS window_ends_at,
+               u.window_started_at + m.rate_period > v_now AS in_window
+        FROM blackboard.task_limits m
+        LEFT JOIN blackboard.limit_usage u
+          ON u.session_id = m.session_id AND u.limit_id = m.limit_id AND u.key = m.key
+        WHERE m.session_id = p_task.session_id AND m.task_id = p_task.id ORDER BY m.name
+    LOOP
+        IF v_row.kind = 'concurrency'
+           AND (v_row.running >= v_row.max_running
+                OR (p_task.status = 'held' AND v_code = 'limit' AND p_task.held ->> 'limit' = v_row.limit_id::text))
+        THEN
+            v_reasons := v_reasons || blackboard.reason('limit',
+                format('Limit %L%s: %s of %s are running; %s.',
+                       v_row.name, CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
+                       coalesce(v_row.running, 0), v_row.max_running,
+                       CASE WHEN v_row.running >= v_row.max_running
+                            THEN 'it comes back when one of them ends, or when the limit is raised'
+                            ELSE 'there is room again, and the next claim in this session brings it back' END),
+                jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'running', v_row.running,
+                                   'max_running', v_row.max_running));
+        ELSIF v_row.kind = 'rate' AND p_task.status = 'scheduled' AND v_code = 'rate'
+              AND p_task.held ->> 'limit' = v_row.limit_id::text AND p_task.run_at > v_now
+        THEN
+            v_reasons := v_reasons || blackboard.reason('rate',
+                format('Limit %L%s allows %s in %s, used up by now: it is tried again at %s.', v_row.name,
+                       CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
+                       CASE v_row.rate_count WHEN 1 THEN 'one start' ELSE v_row.rate_count || ' starts' END,
+                       v_row.rate_period,
+                       to_char(p_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
+                                   'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
+                                   'run_at', p_task.run_at));
+        ELSIF v_row.kind = 'rate' AND p_task.status <> 'scheduled' AND v_row.in_window
+              AND v_row.used >= v_row.rate_count
+        THEN
+            v_reasons := v_reasons || blackboard.reason('rate',
+                format('Limit %L%s: %s in %s, used up by now; it is tried again at %s.', v_row.name,
+                       CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
+                       CASE v_row.rate_count WHEN 1 THEN 'one start' ELSE v_row.rate_count || ' starts' END,
+                       v_row.rate_period,
+                       to_char(v_row.window_ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
+                jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
+                                   'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
+                                   'run_at', v_row.window_ends_at));
+        END IF;
+    END LOOP;
+    IF p_task.status = 'held' AND v_code NOT IN ('limit', 'paused') THEN
+        -- Besides what else would hold it.
+        v_reasons := v_reasons || blackboard.reason(
+            v_code, coalesce(p_task.held ->> 'message', format('It is held: %s.', v_code)),
+            p_task.held - 'code' - 'message');
+    ELSIF p_task.status = 'held' AND v_reasons = '[]' THEN
+        v_reasons := v_reasons || blackboard.reason(
+            v_code, 'What held it has ended; the next claim in this session brings it back.', p_task.held - 'code');
+    END IF;
+    RETURN v_reasons;
+END
+$$;
 
 -- squawk-ignore ban-drop-function
 DROP FUNCTION blackboard.look_for_tasks(uuid[], text, text[]);
@@ -920,5 +1023,413 @@ BEGIN
             v_batch := least(v_left, 500);
         END IF;
     END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.add_stages(p_session_id uuid, p_flow_id uuid, p_stages jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_base integer;
+    v_count integer;
+    v_name text;
+BEGIN
+    SELECT coalesce(max(s.ordinal), 0), count(*) INTO v_base, v_count FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id;
+    IF v_count + jsonb_array_length(p_stages) > 10000 THEN
+        PERFORM blackboard.raise('BB002', 'A flow has at most 10000 stages; make several flows.', '{"field": "stages"}');
+    END IF;
+    SELECT n.name INTO v_name FROM (
+        SELECT s.stage ->> 'name' AS name FROM jsonb_array_elements(p_stages) s (stage)
+        UNION ALL
+        SELECT s.name FROM blackboard.flow_stages s WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id) n
+    GROUP BY n.name HAVING count(*) > 1 LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB002', format('Two stages are called %L; names are unique in a flow.', v_name),
+                                 jsonb_build_object('field', 'name', 'stage', v_name));
+    END IF;
+    INSERT INTO blackboard.flow_stages (
+        session_id, flow_id, name, ordinal, task_id, template, join_need, bindings, output, compensation, min_quality,
+        max_iterations, loop_to)
+    SELECT p_session_id, p_flow_id, d.stage ->> 'name', v_base + d.n::integer,
+           coalesce((d.stage ->> 'id')::uuid, blackboard.new_id()),
+           jsonb_build_object('type', d.stage -> 'type', 'capability', coalesce(d.stage -> 'capability', '""'),
+                              'priority', coalesce(d.stage -> 'priority', '5'),
+                              'parameters', coalesce(d.stage -> 'parameters', '{}'), 'options', d.stage -> 'options'),
+           CASE d.stage ->> 'join' WHEN 'any' THEN 1 WHEN 'all' THEN NULL ELSE (d.stage ->> 'join')::integer END,
+           coalesce(nullif(d.stage -> 'inputs', 'null'), '{}'), d.stage ->> 'output',
+           nullif(d.stage -> 'compensate', 'null'), (d.stage ->> 'min_quality')::double precision,
+           coalesce((d.stage ->> 'max_iterations')::integer, 1), d.stage ->> 'loop_to'
+    FROM jsonb_array_elements(p_stages) WITH ORDINALITY d (stage, n);
+    PERFORM blackboard.wire_stages(p_session_id, p_flow_id, p_stages);
+    PERFORM blackboard.make_stage_tasks(
+        p_session_id, p_flow_id, array(SELECT s.stage ->> 'name' FROM jsonb_array_elements(p_stages) s (stage)), NULL);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.agent_tasks_write() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_task blackboard.tasks;
+    v_actor text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
+        RETURN OLD;
+    END IF;
+    v_actor := coalesce(NEW.assigned_to, blackboard.current_actor());
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.session_id IS NULL THEN
+            PERFORM blackboard.raise('BB002', 'A task belongs to a session: give its session_id.',
+                                     '{"field": "session_id"}');
+        END IF;
+        NEW.id := coalesce(NEW.id, blackboard.new_id());
+        NEW.status := coalesce(NEW.status, 'pending');
+        NEW.created_at := coalesce(NEW.created_at, blackboard.now());
+        IF NEW.status NOT IN ('pending', 'assigned') THEN
+            PERFORM blackboard.raise('BB003', 'A task is not born running or finished: insert it as pending, then '
+                                              'update its status.', '{"noun": "task", "field": "status"}');
+        END IF;
+        INSERT INTO blackboard.tasks (session_id, id, type, parameters, assigned_to, status, created_at, position)
+        VALUES (NEW.session_id, NEW.id, NEW.task_type, coalesce(NEW.parameters, '{}'), NEW.assigned_to,
+                CASE WHEN NEW.assigned_to IS NOT NULL THEN 'assigned' ELSE NEW.status END,
+                NEW.created_at, nextval('blackboard.task_positions'))
+        RETURNING * INTO v_task;
+    ELSE
+        IF (NEW.id, NEW.session_id, NEW.task_type, NEW.created_at)
+           IS DISTINCT FROM (OLD.id, OLD.session_id, OLD.task_type, OLD.created_at) THEN
+            PERFORM blackboard.raise('BB002', 'id, session_id, task_type and created_at of a task do not change.',
+                                     '{"field": "id"}');
+        END IF;
+        SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id FOR UPDATE;
+        IF (v_task.status, v_task.assigned_to) IS DISTINCT FROM (OLD.status::text, OLD.assigned_to::text) THEN
+            RETURN NULL;
+        END IF;
+        NEW.status := coalesce(NEW.status, OLD.status);
+        IF v_task.status = 'running' AND (NEW.status NOT IN ('running', 'cancelled')
+                                          OR NEW.result IS DISTINCT FROM OLD.result
+                                          OR NEW.assigned_to IS DISTINCT FROM OLD.assigned_to) THEN
+            PERFORM 1 FROM blackboard.leases l WHERE l.id = v_task.lease_id AND l.host = 'sql';
+            IF NOT FOUND THEN
+                PERFORM blackboard.raise('BB006', format('%s holds this task under a lease; only it can end it.',
+                                                         v_task.assigned_to),
+                                         jsonb_build_object('noun', 'task', 'id', v_task.id));
+            END IF;
+        END IF;
+        IF NEW.parameters IS DISTINCT FROM OLD.parameters THEN
+            UPDATE blackboard.tasks SET parameters = coalesce(NEW.parameters, '{}')
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        END IF;
+        IF NEW.status IN ('running', 'completed', 'failed') AND NEW.status <> OLD.status
+           AND v_task.status IN ('pending', 'assigned') THEN
+            IF NEW.assigned_to IS NOT NULL AND v_task.assigned_to IS DISTINCT FROM NEW.assigned_to THEN
+                UPDATE blackboard.tasks SET assigned_to = NEW.assigned_to
+                WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+            SELECT * INTO v_task FROM blackboard.claim_by_hand(OLD.session_id, OLD.id, v_actor);
+            IF v_task.id IS NULL THEN
+                PERFORM blackboard.raise('BB012', 'The task cannot be claimed now: somebody else has just taken it, '
+                                                  'or its session is paused.', '{"noun": "task"}');
+            END IF;
+        END IF;
+        IF NEW.status IN ('completed', 'failed') AND NEW.status <> OLD.status AND v_task.status = 'running' THEN
+            IF NEW.status = 'completed' THEN
+                PERFORM blackboard.complete_tasks(OLD.session_id, ARRAY[OLD.id], ARRAY[v_task.claim_id],
+                                                  ARRAY[v_task.attempt], ARRAY[NEW.result], v_actor);
+            ELSE
+                PERFORM blackboard.fail_task(OLD.session_id, OLD.id, v_task.claim_id, v_task.attempt,
+                                             jsonb_build_object('code', 'failed', 'message', '', 'result', NEW.result),
+                                             false, NULL, v_actor);
+            END IF;
+        ELSIF NEW.status = 'assigned' AND v_task.status = 'pending' THEN
+            UPDATE blackboard.tasks SET status = 'assigned', assigned_to = NEW.assigned_to
+            WHERE session_id = OLD.session_id AND id = OLD.id;
+        ELSIF NEW.status = 'pending' AND v_task.status = 'running' THEN
+            PERFORM blackboard.release_task(OLD.session_id, OLD.id, v_task.claim_id, v_task.attempt, v_actor);
+        ELSIF NEW.status = 'cancelled' AND NEW.status <> OLD.status THEN
+            PERFORM blackboard.cancel_task(OLD.session_id, OLD.id, '', NULL);
+        ELSIF NEW.status <> v_task.status THEN
+            PERFORM blackboard.raise('BB003', format('A task that is %s cannot be made %s.', v_task.status, NEW.status),
+                                     jsonb_build_object('noun', 'task', 'id', v_task.id, 'status', v_task.status));
+        ELSE
+            IF NEW.assigned_to IS DISTINCT FROM OLD.assigned_to AND NEW.assigned_to IS DISTINCT FROM v_task.assigned_to THEN
+                IF v_task.status NOT IN ('pending', 'assigned') THEN
+                    PERFORM blackboard.raise('BB003', format('A task that is %s is not assigned anew.', v_task.status),
+                                             jsonb_build_object('noun', 'task', 'id', v_task.id, 'field', 'assigned_to',
+                                                                'status', v_task.status));
+                END IF;
+                UPDATE blackboard.tasks
+                SET assigned_to = NEW.assigned_to,
+                    status = CASE WHEN NEW.assigned_to IS NULL THEN 'pending' ELSE 'assigned' END
+                WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+            IF NEW.result IS DISTINCT FROM v_task.result THEN
+                UPDATE blackboard.tasks SET result = NEW.result WHERE session_id = OLD.session_id AND id = OLD.id;
+            END IF;
+        END IF;
+        SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = OLD.session_id AND id = OLD.id;
+    END IF;
+    NEW.status := v_task.status;
+    NEW.assigned_to := v_task.assigned_to;
+    NEW.parameters := v_task.parameters;
+    NEW.result := v_task.result;
+    NEW.created_at := v_task.created_at;
+    NEW.completed_at := v_task.completed_at;
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.compensate_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    AS $$
+DECLARE
+    v_stage record;
+    v_last uuid;
+BEGIN
+    FOR v_stage IN
+        SELECT s.name, s.iteration, s.compensation AS spec, s.task_id, blackboard.new_id() AS id, t.result
+        FROM unnest(blackboard.flow_order(
+                 array(SELECT x.name FROM blackboard.flow_stages x
+                       WHERE x.session_id = p_session_id AND x.flow_id = p_flow_id ORDER BY x.ordinal),
+                 array(SELECT e.stage FROM blackboard.flow_edges e
+                       WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id ORDER BY e.stage, e.depends_on),
+                 array(SELECT e.depends_on FROM blackboard.flow_edges e
+                       WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id ORDER BY e.stage, e.depends_on)))
+             WITH ORDINALITY o (name, n)
+        JOIN blackboard.flow_stages s ON s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = o.name
+        LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = s.task_id
+        WHERE s.state = 'completed' AND s.compensation IS NOT NULL
+        ORDER BY o.n DESC
+    LOOP
+        PERFORM blackboard.add_tasks(
+            p_session_id, ARRAY[v_stage.id], ARRAY[v_stage.spec ->> 'type'],
+            ARRAY[coalesce(v_stage.spec ->> 'capability', '')],
+            ARRAY[coalesce((v_stage.spec ->> 'priority')::smallint, 5::smallint)],
+            ARRAY[blackboard.with_note(coalesce(v_stage.spec -> 'parameters', '{}'), 'compensates',
+                                       jsonb_build_object('flow', p_flow_id, 'stage', v_stage.name,
+                                                          'task_id', v_stage.task_id, 'result', v_stage.result))],
+            ARRAY[nullif(coalesce(nullif(v_stage.spec -> 'options', 'null'), '{}')
+                         || CASE WHEN v_last IS NULL THEN '{}'
+                                 ELSE jsonb_build_object('depends_on', jsonb_build_array(
+                                     jsonb_build_object('id', v_last, 'on_failure', 'continue'))) END, '{}')],
+            nullif(current_setting('blackboard.actor', true), ''));
+        INSERT INTO blackboard.flow_tasks (session_id, task_id, flow_id, stage, iteration, kind)
+        VALUES (p_session_id, v_stage.id, p_flow_id, v_stage.name, v_stage.iteration, 'compensation');
+        UPDATE blackboard.flow_stages s SET compensation_task_id = v_stage.id
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v_stage.name;
+        v_last := v_stage.id;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.loop_stage(p_session_id uuid, p_flow_id uuid, p_name text, p_quality double precision) RETURNS text[]
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_stage blackboard.flow_stages;
+    v_segment text[];
+    v_stale uuid[];
+    v_feedback jsonb;
+BEGIN
+    SELECT * INTO v_stage FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = p_name;
+    WITH RECURSIVE above (name) AS (
+        SELECT p_name
+        UNION
+        SELECT e.depends_on FROM above a
+        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = a.name
+        WHERE a.name <> coalesce(v_stage.loop_to, p_name)
+    ), below (name) AS (
+        SELECT coalesce(v_stage.loop_to, p_name)
+        UNION
+        SELECT e.stage FROM below b
+        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = b.name
+        WHERE b.name <> p_name)
+    SELECT array_agg(a.name) INTO v_segment FROM above a JOIN below b USING (name);
+    SELECT jsonb_build_object('stage', p_name, 'quality', p_quality, 'min_quality', v_stage.min_quality,
+                              'iteration', v_stage.iteration, 'task_id', t.id, 'result', t.result)
+    INTO v_feedback
+    FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_stage.task_id;
+    SELECT array_agg(s.task_id) INTO v_stale FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment)
+      AND s.state IN ('waiting', 'ready') AND s.name <> p_name;
+    UPDATE blackboard.flow_stages s
+    SET state = 'waiting', task_id = blackboard.new_id(), iteration = s.iteration + 1,
+        loops = CASE WHEN s.name = p_name THEN s.loops + 1 ELSE 0 END,
+        quality = NULL, error = NULL, stopping = false
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment);
+    PERFORM blackboard.make_stage_tasks(p_session_id, p_flow_id, v_segment, v_feedback);
+    -- A branch that an early join left behind belongs to the old round.
+    PERFORM blackboard.stop_tasks(p_session_id, v_stale, 'superseded', 'A later round of this stage has begun.');
+    RETURN v_segment;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.settle_flow(p_session_id uuid, p_flow_id uuid, p_tasks uuid[], p_stages text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    v_flow blackboard.flows;
+    v_alive boolean;
+    v_stage record;
+    v_quality double precision;
+    v_candidates text[] := p_stages;
+    v_done text[] := '{}';
+    v_decided text[];
+    v_changed text[];
+    v_errors jsonb;
+    v_released text[] := '{}';
+    v_stopped text[] := '{}';
+BEGIN
+    SELECT * INTO v_flow FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_flow_id FOR UPDATE;
+    v_alive := v_flow.finished_at IS NULL AND NOT v_flow.compensating
+               AND EXISTS (SELECT FROM blackboard.sessions s
+                           WHERE s.id = p_session_id AND s.status IN ('active', 'paused'));
+    -- 1. What ended. The two special endings one by one, all others in one statement.
+    FOR v_stage IN
+        SELECT s.name, s.task_id, s.min_quality, s.max_iterations, s.loops, s.iteration, s.quality, t.status, t.result
+        FROM blackboard.flow_stages s
+        JOIN blackboard.tasks t ON t.session_id = s.session_id AND t.id = s.task_id
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.task_id = ANY (p_tasks)
+          AND s.state IN ('waiting', 'ready') AND v_alive
+          AND (t.status = 'completed' AND s.min_quality IS NOT NULL OR t.status = 'cancelled' AND s.stopping)
+        ORDER BY s.ordinal
+    LOOP
+        CONTINUE WHEN NOT EXISTS (SELECT FROM blackboard.flow_stages s
+                                  WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+                                    AND s.name = v_stage.name AND s.task_id = v_stage.task_id);
+        IF v_stage.status = 'cancelled' THEN
+            -- It was asked to stop by a pause: it starts over.
+            UPDATE blackboard.flow_stages s
+            SET state = 'waiting', task_id = blackboard.new_id(), stopping = false, quality = NULL
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v_stage.name;
+            PERFORM blackboard.make_stage_tasks(p_session_id, p_flow_id, ARRAY[v_stage.name], NULL);
+            v_candidates := v_candidates || v_stage.name;
+        ELSE
+            v_quality := blackboard.stated_quality(v_stage.quality, v_stage.result);
+            IF v_quality >= v_stage.min_quality THEN
+                CONTINUE;
+            ELSIF v_stage.loops + 1 < v_stage.max_iterations THEN
+                v_candidates := v_candidates
+                    || blackboard.loop_stage(p_session_id, p_flow_id, v_stage.name, v_quality);
+            END IF;
+        END IF;
+    END LOOP;
+    WITH e AS MATERIALIZED (
+        SELECT s.name, s.task_id, t.status, q.quality, t.status = 'completed' AND s.min_quality IS NOT NULL
+                   AND coalesce(q.quality < s.min_quality, true) AS below,
+               CASE WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END AS error
+        FROM unnest(p_tasks) x (id)
+        JOIN blackboard.flow_tasks f ON f.session_id = p_session_id AND f.task_id = x.id AND f.flow_id = p_flow_id
+        JOIN blackboard.flow_stages s
+          ON s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = f.stage AND s.task_id = x.id
+        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        CROSS JOIN LATERAL (SELECT blackboard.stated_quality(s.quality, t.result) AS quality) q
+        WHERE t.completed_at IS NOT NULL
+          -- A dead task that was redriven and made it after all.
+          AND (s.state IN ('waiting', 'ready')
+               OR s.state = 'failed' AND t.status = 'completed' AND s.error ->> 'code' IS DISTINCT FROM 'quality')
+    ), ended AS (
+        UPDATE blackboard.flow_stages s
+        SET state = CASE WHEN e.below OR e.status = 'dead' THEN 'failed' ELSE e.status END, quality = e.quality,
+            error = CASE WHEN e.below THEN jsonb_build_object(
+                              'code', 'quality',
+                              'message', format('Its quality is %s and must be %s at least, after %s rounds.',
+                                                coalesce(e.quality::text, 'not said'), s.min_quality, s.loops + 1))
+                         ELSE e.error END
+        FROM e
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = e.name AND s.task_id = e.task_id
+        RETURNING s.name)
+    SELECT array_agg(e.name) INTO v_done FROM ended e;
+    IF v_flow.finished_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    -- 2. A failure that asks for compensation: nothing new starts any more.
+    IF NOT v_flow.compensating AND EXISTS (
+        SELECT FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_done)
+          AND s.state IN ('failed', 'cancelled')
+          AND EXISTS (SELECT FROM blackboard.flow_edges e
+                      WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.on_failure = 'compensate'
+                        AND (e.depends_on = s.name
+                             OR e.stage = s.name AND NOT EXISTS (
+                                 SELECT FROM blackboard.flow_edges o
+                                 WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.depends_on = s.name))))
+    THEN
+        UPDATE blackboard.flows f SET compensating = true WHERE f.session_id = p_session_id AND f.id = p_flow_id;
+        v_flow.compensating := true;
+    END IF;
+    IF v_flow.compensating THEN
+        WITH stopped AS (
+            UPDATE blackboard.flow_stages s
+            SET state = 'cancelled',
+                error = jsonb_build_object('code', 'flow_failed', 'message', 'The flow failed and is being compensated.')
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.state = 'waiting'
+            RETURNING s.name)
+        SELECT array_agg(p.name) INTO v_stopped FROM stopped p;
+        PERFORM blackboard.stop_tasks(
+            p_session_id,
+            (SELECT array_agg(s.task_id) FROM blackboard.flow_stages s
+             WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+               AND (s.state = 'ready' OR s.name = ANY (v_stopped))),
+            'flow_failed', 'The flow failed and is being compensated.');
+    ELSE
+        -- 3. What follows from that, wave by wave; tasks are touched once, in the end.
+        v_candidates := v_candidates || array(
+            SELECT e.stage FROM blackboard.flow_edges e
+            WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = ANY (v_done));
+        WHILE cardinality(v_candidates) > 0 LOOP
+            -- By way of arrays and a map: joined, a thousand verdicts would meet a thousand stages.
+            SELECT coalesce(array_agg(v.name), '{}'), coalesce(array_agg(v.name) FILTER (WHERE v.verdict <> 'ready'), '{}'),
+                   jsonb_object_agg(v.name, CASE v.verdict
+                       WHEN 'ready' THEN NULL
+                       WHEN 'skipped' THEN jsonb_build_object(
+                           'code', 'skipped', 'depends_on', v.failed,
+                           'message', 'A stage that this one depends on did not complete, and its policy is to skip this one.')
+                       ELSE jsonb_build_object(
+                           'code', 'dependency_failed', 'depends_on', v.failed,
+                           'message', 'A stage that this one depends on did not complete.') END)
+            INTO v_decided, v_changed, v_errors
+            FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v WHERE v.verdict IS NOT NULL;
+            UPDATE blackboard.flow_stages s
+            SET state = CASE v_errors -> s.name ->> 'code' WHEN 'skipped' THEN 'skipped'
+                             WHEN 'dependency_failed' THEN 'cancelled' ELSE 'ready' END,
+                error = nullif(v_errors -> s.name, 'null')
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_decided);
+            v_released := v_released || array(SELECT unnest(v_decided) EXCEPT SELECT unnest(v_changed));
+            v_stopped := v_stopped || v_changed;
+            v_candidates := array(SELECT DISTINCT e.stage FROM blackboard.flow_edges e
+                                  WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id
+                                    AND e.depends_on = ANY (v_changed));
+        END LOOP;
+        PERFORM 1 FROM blackboard.tasks t
+        WHERE t.session_id = p_session_id AND t.id IN (
+            SELECT s.task_id FROM blackboard.flow_stages s
+            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_released || v_stopped))
+        ORDER BY t.id FOR UPDATE;
+        PERFORM blackboard.release_stages(p_session_id, p_flow_id, v_released);
+        UPDATE blackboard.tasks t
+        SET status = 'cancelled', position = NULL, completed_at = blackboard.now(), error = s.error
+        FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_stopped)
+          AND t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NULL AND t.status <> 'running';
+    END IF;
+    PERFORM blackboard.finish_flow(p_session_id, p_flow_id);
 END
 $$;
