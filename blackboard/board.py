@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
-from .errors import HistoryNotAdopted, SchemaMissing, SchemaOutdated
+from .errors import BlackboardError, HistoryNotAdopted, SchemaMissing, SchemaOutdated
 from .handles import Agent, Session
 from .lease import ProcessLease
 from .models.sessions import SessionRecord
@@ -157,10 +158,20 @@ class Blackboard:
         return cls(settings, url, executor, listener)
 
     async def close(self) -> None:
-        """This process holds nothing here any more: its lease ends at once, its connections are closed."""
-        await self._leases.end()
-        await _apart(self._listener.close)
-        await self._executor.close()
+        """This process holds nothing here any more: its lease ends at once, its connections are closed.
+
+        They are closed too if the lease could not be ended; it lapses then after its term.
+
+        Raises:
+            Unavailable: the server could not be told.
+        """
+        try:
+            await self._leases.end()
+        finally:
+            try:
+                await _apart(self._listener.close)
+            finally:
+                await self._executor.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,7 +179,9 @@ class Blackboard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        # Why a block failed matters more than that the server could not be told of its end.
+        with suppress(*(() if error is None else (BlackboardError,))):
+            await self.close()
 
     def bind(self, connection: object) -> BoundBlackboard:
         """Handles on the caller's own connection: what they write commits, or not, with the caller's own rows.
@@ -232,11 +245,10 @@ class Blackboard:
         named = [given for given in sessions if not isinstance(given, Session)]
         found = iter(await self.sessions.get_many(named) if named else ())
         handles = [given if isinstance(given, Session) else self._session(next(found)) for given in sessions]
-        records = await self.sessions.join(
-            [handle.id for handle in handles],
-            agent_id,
-            capabilities=capabilities,
-            lease_id=await self._leases.current(),
+        session_ids = [handle.id for handle in handles]
+        records = await self._leases.under(
+            lambda lease_id: self.sessions.join(session_ids, agent_id, capabilities=capabilities, lease_id=lease_id),
+            bound=False,
         )
         return [handle.member(records[handle.id]) for handle in handles]
 
@@ -286,8 +298,10 @@ class BoundBlackboard:
         return self._session(await self.sessions.get(name_or_id))
 
     def agent(self, agent: Agent) -> Agent:
-        """The same agent, writing on this connection."""
-        return Agent(replace(agent.scope, executor=self._executor), agent.record, agent.session)
+        """The same agent, which writes on this connection, as does its ``session``."""
+        there = agent.session
+        session = Session(replace(there.scope, executor=self._executor), there.record, self.sessions)
+        return Agent(replace(agent.scope, executor=self._executor), agent.record, session)
 
     def _session(self, record: SessionRecord) -> Session:
         return Session(replace(self._scope(record.id), executor=self._executor), record, self.sessions)
@@ -344,7 +358,7 @@ class Opening:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._board is not None:
-            await self._board.close()
+            await self._board.__aexit__(kind, error, trace)
 
 
 # [end]

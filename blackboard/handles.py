@@ -106,14 +106,17 @@ class Session:
         vote_weight: float | None = None,
     ) -> Agent:
         """The agent is a member, present while this process lives; see ``agents.join`` for arguments and errors."""
-        record = await self.agents.join(
-            agent_id,
-            capabilities=capabilities,
-            expertise=expertise,
-            capacity=capacity,
-            role=role,
-            vote_weight=vote_weight,
-            lease_id=await self.scope.leases.current(),
+        record = await self.scope.leases.under(
+            lambda lease_id: self.agents.join(
+                agent_id,
+                capabilities=capabilities,
+                expertise=expertise,
+                capacity=capacity,
+                role=role,
+                vote_weight=vote_weight,
+                lease_id=lease_id,
+            ),
+            bound=self.scope.executor.bound,
         )
         return self.member(record)
 

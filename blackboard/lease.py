@@ -1,27 +1,57 @@
-"""The lease of this process: what it claims, locks and is present by."""
+"""The lease of this process: what it claims, locks, reserves and is present by."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
+from .errors import BlackboardError, LeaseLost, NotFound, ServerUnreachable
 from .ids import new_id
-from .repository.scope import LeaseWatcher
+from .jsonable import load_json
+from .repository.scope import Claiming, LeaseWatcher, UnderLease, in_doubt
 from .store.executor import Executor
-from .store.statements import statements
-from .work.heartbeat import Heartbeat
+from .store.statements import Statement, statements
+from .work import answers
+from .work.heartbeat import Ask, Heartbeat
 
 __all__ = ["ProcessLease"]
 
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
 _LEASES = statements("leases")
+
+_MANY_CLAIMS = 1000
+_MOST_DOUBTS = 10_000
+_MOST_PAYMENTS = 100
+# How long a call whose answer never came may still run on the server, or a caller's transaction stay open.
+_LONGEST_CALL_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Debt:
+    statement: Statement
+    values: dict[str, Any]
+    until: float
 
 
 class ProcessLease:
-    """The one lease of this process on this board: started at the first need, kept by a heartbeat of its own."""
+    """The one lease of this process on this board: started at the first need, kept by a heartbeat of its own.
+
+    What is held by it without anybody here knowing of it, because an answer was lost or its caller had given up, is
+    handed back at the next count of the heartbeat, in the heartbeat's thread and on its connection.
+    """
 
     def __init__(self, url: str, executor: Executor, term: timedelta) -> None:
         """Nothing is held yet."""
@@ -32,41 +62,190 @@ class ProcessLease:
         self._last: UUID | None = None
         self._pid = 0
         self._starting = asyncio.Lock()
-        self._watchers: list[LeaseWatcher] = []
-        self._claiming: set[UUID] = set()
-        self._claims: set[UUID] = set()
+        self._watchers: list[tuple[LeaseWatcher, str]] = []
+        self._forget_all()
 
-    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
-        """The watcher hears of the lease, from the heartbeat's thread, until what this returns is called."""
-        self._watchers.append(watcher)
+    def _forget_all(self) -> None:
+        # Also the heartbeat's thread reads and writes what follows. Never held across a call.
+        self._book = threading.Lock()
+        # Under way: how many calls with that id.
+        self._claiming: dict[UUID, int] = {}
+        # Answered with tasks: from when on the claim holds none any more if the server lists none of it.
+        self._claims: dict[UUID, float] = {}
+        # Nobody here knows what they got, or works on it any more, and whether somebody did; the oldest first.
+        self._doubtful: dict[UUID, bool] = {}
+        # Being handed back: until when at the latest.
+        self._going_back: dict[UUID, float] = {}
+        self._debts: list[_Debt] = []
 
-        def leave() -> None:
-            self._watchers.remove(watcher)
-            if not self._watchers:
-                self._claims.clear()
-                self._claiming.clear()
+    def watch(self, watcher: LeaseWatcher, agent_id: str) -> Callable[[], None]:
+        """The watcher hears of the lease, from the heartbeat's thread, until what this returns is called.
 
-        return leave
+        So long everything is handed back that the agent holds by claims which no handle of this process has made.
+        """
+        entry = (watcher, agent_id)
+        self._watchers.append(entry)
+        return lambda: self._watchers.remove(entry)
+
+    # ------------------------------------------------------------------------------------------------------- claims
+
+    @asynccontextmanager
+    async def claiming(self, claim_id: UUID, *, bound: bool = False) -> AsyncGenerator[Claiming]:
+        """A block that claims by that id: what it gets and does not tell in ``held`` is handed back.
+
+        ::
+
+            async with leases.claiming(claim_id) as claim:
+                rows = await executor.fetch_all(...)
+                claim.held = bool(rows)
+
+        Args:
+            claim_id: may have been used before; a block with an id that is just being handed back begins after that.
+            bound: the claim is part of a caller's transaction, and may be committed much later.
+        """
+        while not self._begun(claim_id):  # noqa: ASYNC110 - no event of a loop: the heartbeat's thread ends it
+            await asyncio.sleep(0.01)
+        claim = Claiming()
+        try:
+            yield claim
+        except BaseException as error:
+            self.end_claim(claim_id, held=False, doubtful=in_doubt(error))
+            raise
+        self.end_claim(claim_id, held=claim.held, doubtful=False, bound=bound)
 
     def begin_claim(self, claim_id: UUID) -> None:
-        """A claim of that id is about to be made; while somebody watches, it is known as one of this process."""
-        if self._watchers:
-            self._claiming.add(claim_id)
+        """A claim of that id, which was never used before, is about to be made for somebody in this process."""
+        self._begun(claim_id)
 
-    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
-        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
-        if claim_id in self._claiming:
-            self._claiming.discard(claim_id)
+    def _begun(self, claim_id: UUID) -> bool:
+        with self._book:
+            if self._going_back.get(claim_id, 0.0) > time.monotonic():
+                return False
+            self._claiming[claim_id] = self._claiming.get(claim_id, 0) + 1
+            return True
+
+    def end_claim(self, claim_id: UUID, *, held: bool, doubtful: bool = True, bound: bool = False) -> None:
+        """The claim was answered and holds tasks; or it holds none or, if ``doubtful``, nobody here knows which."""
+        with self._book:
+            left = self._claiming.pop(claim_id, 1) - 1
+            if left > 0:
+                self._claiming[claim_id] = left
             if held:
-                self._claims.add(claim_id)
-
-    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
-        """The claims of this process that may hold tasks, or only those that were answered already."""
-        return frozenset(self._claims) if answered else frozenset(self._claims | self._claiming)
+                self._claims[claim_id] = time.monotonic() + (_LONGEST_CALL_SECONDS if bound else 0.0)
+                self._doubtful.pop(claim_id, None)
+            elif doubtful and claim_id not in self._claims:
+                self._doubt([claim_id], begun=False)
 
     def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
-        """These hold nothing any more."""
-        self._claims.difference_update(claim_ids)
+        """Nobody here works on anything that these still hold; should they hold something, it goes back."""
+        with self._book:
+            dropped = list(claim_ids)
+            for claim_id in dropped:
+                self._claims.pop(claim_id, None)
+            self._doubt(dropped, begun=True)
+
+    def _doubt(self, claim_ids: Iterable[UUID], *, begun: bool) -> None:
+        self._doubtful.update(dict.fromkeys(claim_ids, begun))
+        while len(self._doubtful) > _MOST_DOUBTS:
+            del self._doubtful[next(iter(self._doubtful))]
+
+    def owe(self, statement: Statement, **values: Any) -> Callable[[], None]:
+        """The statement runs at every count of the heartbeat, for an hour, until it has found something to do.
+
+        For what a call has left behind whose answer nobody has got: it may come to be only then. The first column of
+        its first row tells: not NULL, zero or false. A statement that is refused is not tried again.
+
+        Returns:
+            Ends it: somebody else has done it.
+        """
+        debt = _Debt(statement, values, time.monotonic() + _LONGEST_CALL_SECONDS)
+        with self._book:
+            self._debts.append(debt)
+        return partial(self._paid, debt)
+
+    def _paid(self, debt: _Debt) -> None:
+        with self._book:
+            if debt in self._debts:
+                self._debts.remove(debt)
+
+    # ---------------------------------------------------------------------------------- in the heartbeat's thread
+
+    def _tend(self, lease_id: UUID, ask: Ask, held: int, since: UUID | None) -> None:
+        try:
+            self._look(lease_id, ask, held, since)
+        finally:
+            self._pay(ask)
+
+    def _look(self, lease_id: UUID, ask: Ask, held: int, since: UUID | None) -> None:
+        """What the lease holds and nobody here knows of was handed back; claims that hold nothing are forgotten."""
+        agents = {agent_id for _, agent_id in tuple(self._watchers)}
+        with self._book:
+            before = self._claims.copy()
+            if not (held and (self._doubtful or agents)) and len(before) < _MANY_CLAIMS:
+                return
+        began = time.monotonic()
+        [listed] = ask(_LEASES["list_claims"], lease_id=lease_id, since=since or UUID(int=0))
+        pairs = [(UUID(claim_id), agent_id) for claim_id, agent_id in load_json((listed or b"[]").decode())]
+        claim_ids = {claim_id for claim_id, _ in pairs}
+        gone = [
+            (claim_id, gone_from)
+            for claim_id, gone_from in before.items()
+            if gone_from <= began and claim_id not in claim_ids and (since is None or claim_id >= since)
+        ]
+        with self._book:
+            for claim_id, gone_from in gone:
+                if self._claims.get(claim_id) == gone_from:
+                    del self._claims[claim_id]
+            for claim_id in claim_ids & self._claims.keys():
+                # It is committed, if that was in question.
+                self._claims[claim_id] = min(self._claims[claim_id], began)
+            unknown = [
+                claim_id
+                for claim_id in {one for one, agent_id in pairs if one in self._doubtful or agent_id in agents}
+                if claim_id not in self._claims and claim_id not in self._claiming
+            ]
+            begun = [claim_id for claim_id in unknown if self._doubtful.get(claim_id)]
+            # The server ends the call in this time, whatever becomes of its answer.
+            until = time.monotonic() + self._term.total_seconds() / 3
+            self._going_back = {claim_id: end for claim_id, end in self._going_back.items() if end > began}
+            self._going_back |= dict.fromkeys(unknown, until)
+        if not unknown:
+            return
+        [returned] = ask(_LEASES["return_claims"], lease_id=lease_id, claim_ids=unknown, begun=begun)
+        _log.warning("%d tasks were claimed without our knowing, and are handed back", int(returned or 0))
+        with self._book:
+            for claim_id in unknown:
+                self._going_back.pop(claim_id, None)
+                self._doubtful.pop(claim_id, None)
+
+    def _pay(self, ask: Ask) -> None:
+        with self._book:
+            due = self._debts[:_MOST_PAYMENTS]
+        # The next renewal must not wait for them.
+        ends = time.monotonic() + self._term.total_seconds() / 12
+        for debt in due:
+            if time.monotonic() > ends:
+                return
+            done = time.monotonic() > debt.until
+            try:
+                row = ask(debt.statement, **debt.values)
+                done = done or (bool(row) and row[0] not in {None, b"0", b"f"})
+            except NotFound:
+                pass
+            except BlackboardError as error:
+                if error.retryable:
+                    raise
+                _log.warning("%s was refused, and is given up: %s", debt.statement.name, error)
+                done = True
+            finally:
+                # One that found nothing to do, or had to wait, comes behind those that were not tried yet.
+                with self._book:
+                    if debt in self._debts:
+                        self._debts.remove(debt)
+                        if not done:
+                            self._debts.append(debt)
+
+    # -------------------------------------------------------------------------------------------------- the lease
 
     async def current(self) -> UUID:
         """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""
@@ -82,14 +261,19 @@ class ProcessLease:
             if self._last is not None and self._pid == os.getpid():
                 # The agents of this process are there again. After a fork they are the parent's.
                 await self._executor.execute(_LEASES["move_presence"], old_id=self._last, new_id=lease_id)
+            elif self._last is not None:
+                self._forget_all()
             self._last = lease_id
             self._pid = os.getpid()
+            with self._book:
+                # They were made under the last lease, which holds nothing any more.
+                self._doubtful.clear()
             self._heartbeat = Heartbeat(
                 self._url,
                 lease_id,
                 self._term,
                 on_lost=lambda: self._tell_lost(lease_id),
-                on_count=lambda held, since: self._tell_count(lease_id, held, since),
+                tend=partial(self._tend, lease_id),
             )
             self._heartbeat.start()
             return lease_id
@@ -98,27 +282,59 @@ class ProcessLease:
         held = self._heartbeat
         return held.lease_id if held is not None and not held.lost and self._pid == os.getpid() else None
 
+    async def under(self, call: UnderLease[_T], *, bound: bool) -> _T:
+        """What ``call`` does under the lease that is held now; if that has lapsed, what it does under a new one.
+
+        Args:
+            call: is given the lease's id, and does nothing when that has lapsed.
+            bound: the call is part of a caller's transaction, which is broken then.
+
+        Raises:
+            LeaseLost: the lease has lapsed in a caller's transaction; or it is not the lease that was lost.
+        """
+        lease_id = await self.current()
+        try:
+            return await call(lease_id)
+        except LeaseLost as lost:
+            # The process slept past its lease.
+            if bound or lost.details.get("noun", "lease") != "lease":
+                raise
+        await self.forget(lease_id)
+        return await call(await self.current())
+
     async def forget(self, lease_id: UUID) -> None:
         """The server said that this lease has lapsed: the next ``current`` starts a new one."""
         held = self._heartbeat
         if held is not None and held.lease_id == lease_id:
             self._heartbeat = None
+            # First, for the caller may give up while the thread ends.
+            self._tell_lost(lease_id)
             # [async-only]
             await asyncio.to_thread(held.stop)
             # [end]
             # [sync-only] held.stop()
-            self._tell_lost(lease_id)
+
+    def count_now(self, then: Callable[[], None]) -> None:
+        """What the lease holds is counted at once; ``then`` is called when what nobody knows of was handed back.
+
+        In the heartbeat's thread, and also if the lease is lost before.
+        """
+        held = self._heartbeat
+        if held is None or self._pid != os.getpid():
+            then()
+        else:
+            held.beat_now(then)
 
     def _tell_lost(self, lease_id: UUID) -> None:
-        for watcher in tuple(self._watchers):
+        for watcher, _ in tuple(self._watchers):
             watcher.on_lost(lease_id)
 
-    def _tell_count(self, lease_id: UUID, held: int, since: UUID | None) -> None:
-        for watcher in tuple(self._watchers):
-            watcher.on_count(lease_id, held, since)
-
     async def end(self) -> None:
-        """What the lease holds goes back at once."""
+        """What the lease holds goes back at once.
+
+        Raises:
+            ServerUnreachable: it lapses after its term.
+        """
         held, self._heartbeat = self._heartbeat, None
         if held is None or self._pid != os.getpid():
             return
@@ -126,5 +342,17 @@ class ProcessLease:
         await asyncio.to_thread(held.stop)
         # [end]
         # [sync-only] held.stop()
-        if not held.lost:
-            await self._executor.fetch_one(_LEASES["end_lease"], id=held.lease_id)
+        if held.lost:
+            return
+        # [async-only]
+        # A connection may be dead and look alive: the first try gives it up, the second the question whether it lives.
+        for tries_left in (2, 1, 0):
+            try:
+                async with answers.in_time(answers.ANSWER_SECONDS):
+                    await self._executor.fetch_one(_LEASES["end_lease"], id=held.lease_id)
+                return
+            except ServerUnreachable:
+                if not tries_left:
+                    raise
+        # [end]
+        # [sync-only] self._executor.fetch_one(_LEASES["end_lease"], id=held.lease_id)

@@ -72,7 +72,7 @@ def add(
     retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
     id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
 ) -> None:
-    """Add a schedule; it fires while `blackboard schedule run` looks after it; workers do not."""
+    """Add a schedule; it fires while a worker of the session runs, or `blackboard schedule run`."""
     delay = duration(retry_delay, "retry_delay")
     assert delay is not None
     parsed = document(parameters, "parameters")
@@ -143,7 +143,7 @@ def _overdue(desk: Desk, session: Session, schedules: Sequence[ScheduleRecord]) 
     now = datetime.now(UTC)
     due = [one.next_at for one in schedules if one.next_at is not None and not one.paused and one.removed_at is None]
     if due and now - min(due) > _PATIENCE:
-        desk.out.note(f"What was due {ago(min(due), now)} has not fired: start `blackboard schedule run`.")
+        desk.out.note(f"What was due {ago(min(due), now)} has not fired: start a worker or `blackboard schedule run`.")
 
 
 @command(app, "pause", example="blackboard schedule pause nightly")

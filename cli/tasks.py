@@ -82,12 +82,13 @@ def list_(
     type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those.")] = None,
     capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only those that need it.")] = None,
     assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those that are with it.")] = None,
+    newest: Annotated[bool, typer.Option("--newest", help="The newest first.")] = False,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
 ) -> None:
     """List the tasks of a session, oldest first."""
     desk.out.records(
         desk.session().tasks.list(
-            status=status, type=type_, capability=capability, assigned_to=assigned_to, limit=limit
+            status=status, type=type_, capability=capability, assigned_to=assigned_to, newest=newest, limit=limit
         ),
         _COLUMNS,
         empty="No such tasks.",

@@ -364,7 +364,7 @@ BEGIN
         session_id, flow_id, name, ordinal, task_id, template, join_need, bindings, output, compensation, min_quality,
         max_iterations, loop_to)
     SELECT p_session_id, p_flow_id, d.stage ->> 'name', v_base + d.n::integer,
-           coalesce((d.stage ->> 'id')::uuid, gen_random_uuid()),
+           coalesce((d.stage ->> 'id')::uuid, blackboard.new_id()),
            jsonb_build_object('type', d.stage -> 'type', 'capability', coalesce(d.stage -> 'capability', '""'),
                               'priority', coalesce(d.stage -> 'priority', '5'),
                               'parameters', coalesce(d.stage -> 'parameters', '{}'), 'options', d.stage -> 'options'),
@@ -379,6 +379,16 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+    -- 48 bits of milliseconds, and the version: what a random id has for it is 0100, which becomes 0111.
+    SELECT encode(set_bit(set_bit(overlay(
+        uuid_send(gen_random_uuid()) PLACING
+        substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
+        52, 1), 53, 1), 'hex')::uuid
+$$;
+
 CREATE SEQUENCE blackboard.task_positions
     START WITH 1
     INCREMENT BY 1
@@ -388,7 +398,7 @@ CREATE SEQUENCE blackboard.task_positions
 
 CREATE TABLE blackboard.tasks (
     session_id uuid NOT NULL,
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    id uuid DEFAULT blackboard.new_id() NOT NULL,
     type text NOT NULL,
     capability text DEFAULT ''::text NOT NULL,
     priority smallint DEFAULT 5 NOT NULL,
@@ -459,6 +469,8 @@ CREATE FUNCTION blackboard.add_tasks(p_session_id uuid, p_ids uuid[], p_types te
 DECLARE
     v_added integer;
     v_id uuid;
+    -- Those that were not there before; NULL: all of them.
+    v_new uuid[];
 BEGIN
     PERFORM blackboard.act_as(p_actor);
     INSERT INTO blackboard.tasks (
@@ -490,21 +502,15 @@ BEGIN
     ON CONFLICT (session_id, id) DO NOTHING;
     GET DIAGNOSTICS v_added = ROW_COUNT;
     IF v_added < cardinality(p_ids) THEN
-        SELECT t.id INTO v_id
-        FROM unnest(p_ids, p_types, p_capabilities, p_parameters) x (id, type, capability, parameters)
-        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
-        WHERE (t.type, t.capability, t.parameters) IS DISTINCT FROM (x.type, x.capability, x.parameters)
-        LIMIT 1;
-        IF FOUND THEN
-            PERFORM blackboard.raise('BB004', format('The task id %s was used before with other content; use a new id.', v_id),
-                                     jsonb_build_object('noun', 'task', 'id', v_id));
-        END IF;
+        v_new := blackboard.refuse_other_content(p_session_id, p_ids, p_types, p_capabilities, p_priorities,
+                                                 p_parameters, p_options, v_added);
     END IF;
-    IF EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
+    IF v_added > 0 AND EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
         SELECT d.id INTO v_id
         FROM unnest(p_ids, p_options) x (id, options),
              LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
-        WHERE NOT EXISTS (SELECT FROM blackboard.tasks t
+        WHERE (v_new IS NULL OR x.id = ANY (v_new))
+          AND NOT EXISTS (SELECT FROM blackboard.tasks t
                           WHERE t.session_id = p_session_id AND t.id = d.id)
         LIMIT 1;
         IF FOUND THEN
@@ -515,6 +521,7 @@ BEGIN
         SELECT p_session_id, x.id, d.id, d.on_failure
         FROM unnest(p_ids, p_options) x (id, options),
              LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
+        WHERE v_new IS NULL OR x.id = ANY (v_new)
         ON CONFLICT DO NOTHING;
     END IF;
     RETURN v_added;
@@ -539,6 +546,49 @@ BEGIN
           WHERE x.id = x.found) n
     WHERE n.ids IS NOT NULL;
     RETURN v_ids;
+END
+$$;
+
+CREATE FUNCTION blackboard.added_content(p_task blackboard.tasks, p_said jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_event blackboard.events;
+    v_found jsonb := jsonb_build_object(
+        'type', p_task.type, 'capability', p_task.capability, 'parameters', p_task.parameters,
+        'timeout', extract(epoch FROM p_task.timeout), 'requires_approval', p_task.requires_approval,
+        'retry_delay', extract(epoch FROM p_task.retry_delay), 'unique', p_task.unique_key,
+        'limit_key', p_task.limit_key, 'expires_at', extract(epoch FROM p_task.expires_at),
+        'fallback', extract(epoch FROM p_task.fallback));
+BEGIN
+    SELECT * INTO v_event FROM blackboard.events e
+    WHERE e.session_id = p_task.session_id AND e.subject_id = p_task.id AND e.type = 'task.created'
+    ORDER BY e.seq LIMIT 1;
+    IF NOT FOUND OR NOT v_event.data ? 'priority' THEN
+        RETURN p_said || v_found;
+    END IF;
+    v_found := v_found || jsonb_build_object(
+        'capability', v_event.data -> 'capability', 'priority', v_event.data -> 'priority',
+        'assigned_to', v_event.data -> 'assigned_to',
+        'run_at', extract(epoch FROM (v_event.data ->> 'run_at')::timestamptz),
+        -- A plain task's event does not name what is by default.
+        'timeout', extract(epoch FROM (v_event.data ->> 'timeout')::interval),
+        'max_attempts', coalesce((v_event.data ->> 'max_attempts')::integer, 5),
+        'retry_delay', coalesce(extract(epoch FROM (v_event.data ->> 'retry_delay')::interval), 1),
+        'depends_on', (SELECT coalesce(jsonb_object_agg(d.data ->> 'depends_on', d.data ->> 'on_failure'), '{}')
+                       FROM blackboard.events d
+                       WHERE d.session_id = p_task.session_id AND d.subject_id = p_task.id
+                         AND d.type = 'task.dependency_added' AND d.tx = v_event.tx));
+    IF v_event.data -> 'parameters' <> 'null' THEN
+        v_found := v_found || jsonb_build_object('parameters', v_event.data -> 'parameters');
+    ELSIF EXISTS (SELECT FROM blackboard.events c
+                  WHERE c.session_id = p_task.session_id AND c.subject_id = p_task.id AND c.seq > v_event.seq
+                    AND c.data ? 'parameters') THEN
+        -- Too big for an event, and rewritten since.
+        v_found := v_found || jsonb_build_object('parameters', p_said -> 'parameters');
+    END IF;
+    RETURN v_found;
 END
 $$;
 
@@ -772,7 +822,7 @@ BEGIN
             PERFORM blackboard.raise('BB002', 'A task belongs to a session: give its session_id.',
                                      '{"field": "session_id"}');
         END IF;
-        NEW.id := coalesce(NEW.id, gen_random_uuid());
+        NEW.id := coalesce(NEW.id, blackboard.new_id());
         NEW.status := coalesce(NEW.status, 'pending');
         NEW.created_at := coalesce(NEW.created_at, blackboard.now());
         IF NEW.status NOT IN ('pending', 'assigned') THEN
@@ -1114,7 +1164,6 @@ $$;
 
 CREATE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
     LANGUAGE sql STABLE
-    SET "TimeZone" TO 'UTC'
     AS $$
     SELECT jsonb_build_object(
         'code', 'budget', 'budget', b.id, 'scope', b.scope, 'agent_id', b.agent_id, 'unit', b.unit,
@@ -1126,7 +1175,7 @@ CREATE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETU
                           trim_scale(b.spent), trim_scale(b.ceiling), coalesce(' ' || b.currency, '')))
     FROM blackboard.tasks t
     CROSS JOIN LATERAL blackboard.spent_budgets(
-        t.session_id, CASE WHEN t.attempt = 0 OR t.status IN ('assigned', 'running') THEN t.assigned_to END, t.id) b
+        t.session_id, CASE WHEN t.claim_id IS NULL OR t.status IN ('assigned', 'running') THEN t.assigned_to END, t.id) b
     WHERE t.session_id = p_session_id AND t.id = p_task_id
     LIMIT 1
 $$;
@@ -1275,8 +1324,11 @@ BEGIN
     END IF;
     IF v_task.status = 'cancelled' OR v_task.cancel_requested THEN
         RETURN NEXT v_task;
-    ELSIF v_task.completed_at IS NOT NULL AND v_task.status <> 'dead' THEN
-        PERFORM blackboard.raise('BB003', format('Task %s is %s; it can no longer be cancelled.', p_id, v_task.status),
+    ELSIF v_task.completed_at IS NOT NULL THEN
+        PERFORM blackboard.raise('BB003', format('Task %s is %s; it can no longer be cancelled%s.', p_id, v_task.status,
+                                                 CASE WHEN v_task.status = 'dead'
+                                                      THEN format(': give it up with `blackboard deadletter discard %s`', p_id)
+                                                      ELSE '' END),
                                  jsonb_build_object('noun', 'task', 'id', p_id, 'status', v_task.status));
     ELSIF v_task.status = 'running' THEN
         RETURN QUERY UPDATE blackboard.tasks t SET cancel_requested = true
@@ -1518,7 +1570,7 @@ BEGIN
                 SELECT t.session_id, t.id, t.position FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                   AND t.status = 'pending' AND t.position > v_floor
-                  AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+                  AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
                 ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED
             ), highest AS MATERIALIZED (
                 SELECT set_config('blackboard.floor', max(p.position)::text, true) FROM picked p HAVING count(*) > 0)
@@ -1639,7 +1691,7 @@ BEGIN
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.id = p_id
           AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-          AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
+          AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
         FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -1673,6 +1725,8 @@ DECLARE
     v_began timestamptz;
     v_took double precision;
 BEGIN
+    -- What is picked is updated by its keys, and not by a join: of a table that was empty when it was analysed, a join would
+    -- read all rows, whatever has become of it since. Rows are so returned in order of id.
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
                  WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id
@@ -1700,15 +1754,15 @@ BEGIN
     WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned' LIMIT 1;
     IF FOUND THEN
         RETURN QUERY
-        WITH picked AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
-            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
             lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
-        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
+            SELECT p.id FROM blackboard.tasks p
+            WHERE p.session_id = p_session_id AND p.assigned_to = p_agent_id AND p.status = 'assigned'
+            AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
+            ORDER BY p.priority DESC, p.position LIMIT v_left
+            FOR UPDATE SKIP LOCKED))
         RETURNING t.*;
         GET DIAGNOSTICS v_got = ROW_COUNT;
         v_left := v_left - v_got;
@@ -1726,16 +1780,16 @@ BEGIN
     IF cardinality(v_capabilities) = 1 THEN
         -- One queue, in the index's own order: nothing is to be merged, and no head to be looked for.
         RETURN QUERY
-        WITH picked AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.capability = '' AND t.status = 'pending'
-              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
-            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
             lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
             deadline_at = v_now + t.timeout, progress = NULL
-        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
+            SELECT p.id FROM blackboard.tasks p
+            WHERE p.session_id = p_session_id AND p.capability = '' AND p.status = 'pending'
+            AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
+            ORDER BY p.priority DESC, p.position LIMIT v_left
+            FOR UPDATE SKIP LOCKED))
         RETURNING t.*;
         GET DIAGNOSTICS v_got = ROW_COUNT;
         v_left := v_left - v_got;
@@ -1751,16 +1805,16 @@ BEGIN
         EXIT WHEN v_priority IS NULL;
         FOREACH v_capability IN ARRAY v_capabilities LOOP
             RETURN QUERY
-            WITH picked AS MATERIALIZED (
-                SELECT t.session_id, t.id FROM blackboard.tasks t
-                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
-                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
                 lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
                 deadline_at = v_now + t.timeout, progress = NULL
-            FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
+                SELECT p.id FROM blackboard.tasks p
+                WHERE p.session_id = p_session_id AND p.capability = v_capability AND p.priority = v_priority
+                AND p.status = 'pending' AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
+                ORDER BY p.position LIMIT v_left
+                FOR UPDATE SKIP LOCKED))
             RETURNING t.*;
             GET DIAGNOSTICS v_got = ROW_COUNT;
             v_left := v_left - v_got;
@@ -1842,7 +1896,7 @@ BEGIN
                     SELECT array_agg(p.id) INTO v_picked FROM (
                         SELECT t.id FROM blackboard.tasks t
                         WHERE t.session_id = v_session_id AND t.capability = v_capability AND t.priority = v_priority
-                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
+                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
                         ORDER BY t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
                     IF v_picked IS NOT NULL THEN
                         v_ids := v_ids || v_picked;
@@ -1856,7 +1910,7 @@ BEGIN
                 SELECT array_agg(p.id) INTO v_picked FROM (
                     SELECT t.id FROM blackboard.tasks t
                     WHERE t.session_id = v_session_id AND t.capability = '' AND t.status = 'pending'
-                      AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
+                      AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
                     ORDER BY t.priority DESC, t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
                 IF v_picked IS NOT NULL THEN
                     v_ids := v_ids || v_picked;
@@ -1989,7 +2043,7 @@ DECLARE
     v_last uuid;
 BEGIN
     FOR v_stage IN
-        SELECT s.name, s.iteration, s.compensation AS spec, s.task_id, gen_random_uuid() AS id, t.result
+        SELECT s.name, s.iteration, s.compensation AS spec, s.task_id, blackboard.new_id() AS id, t.result
         FROM unnest(blackboard.flow_order(
                  array(SELECT x.name FROM blackboard.flow_stages x
                        WHERE x.session_id = p_session_id AND x.flow_id = p_flow_id ORDER BY x.ordinal),
@@ -2366,13 +2420,18 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.decide_task(p_session_id uuid, p_id uuid, p_approved boolean, p_by text, p_reason text) RETURNS SETOF blackboard.tasks
+CREATE FUNCTION blackboard.decide_task(p_session_id uuid, p_id uuid, p_approved boolean, p_by text, p_reason text, p_key text DEFAULT NULL::text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
     AS $$
 DECLARE
     v_task blackboard.tasks;
 BEGIN
     PERFORM blackboard.act_as(p_by);
+    IF NOT blackboard.first_time(p_session_id, p_key, 'decide_task',
+                                 jsonb_build_array(p_id, p_approved, p_by, p_reason)) THEN
+        RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
+        RETURN;
+    END IF;
     SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
     IF NOT FOUND THEN
         PERFORM blackboard.raise('BB001', format('There is no task %s in this session.', p_id),
@@ -2660,34 +2719,25 @@ CREATE FUNCTION blackboard.fail_task(p_session_id uuid, p_id uuid, p_claim_id uu
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    v_task blackboard.tasks;
     v_status text;
+    v_task blackboard.tasks;
 BEGIN
-    PERFORM blackboard.act_as(p_agent_id);
-    SELECT * INTO v_task FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.id = p_id AND t.claim_id = p_claim_id AND t.attempt = p_attempt
-      AND t.status IN ('scheduled', 'failed', 'dead') AND t.error -> 'attempt' = to_jsonb(p_attempt);
-    IF FOUND THEN
-        RETURN NEXT v_task;
-        RETURN;
+    SELECT f.status INTO v_status
+    FROM blackboard.fail_tasks(
+        p_session_id, ARRAY[p_id], ARRAY[p_claim_id], ARRAY[p_attempt],
+        ARRAY[CASE WHEN jsonb_typeof(p_error) = 'object' THEN p_error
+                   ELSE jsonb_build_object('code', 'failed', 'message', coalesce(p_error #>> '{}', '')) END],
+        ARRAY[CASE WHEN NOT p_retry THEN 'failed' ELSE 'retry' END], ARRAY[p_delay], NULL, p_agent_id) f;
+    IF v_status IS NULL THEN
+        -- Says why not.
+        PERFORM blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
     END IF;
-    v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
-    v_status := CASE WHEN NOT p_retry THEN 'failed'
-                     WHEN v_task.cancel_requested THEN 'cancelled'
-                     WHEN v_task.attempt - v_task.released >= v_task.max_attempts THEN 'dead'
-                     ELSE 'scheduled' END;
-    RETURN QUERY
-    UPDATE blackboard.tasks t
-    SET status = v_status, lease_id = NULL, deadline_at = NULL,
-        error = CASE WHEN jsonb_typeof(p_error) = 'object' THEN p_error
-                     ELSE jsonb_build_object('code', 'failed', 'message', coalesce(p_error #>> '{}', '')) END
-                || jsonb_build_object('attempt', p_attempt, 'agent_id', p_agent_id),
-        run_at = CASE WHEN v_status = 'scheduled'
-                      THEN blackboard.now() + coalesce(p_delay, blackboard.backoff(t.retry_delay, t.attempt))
-                      ELSE t.run_at END,
-        completed_at = CASE WHEN v_status <> 'scheduled' THEN blackboard.now() END
-    WHERE t.session_id = p_session_id AND t.id = p_id
-    RETURNING t.*;
+    SELECT * INTO v_task FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
+    IF v_task.completed_at IS NOT NULL THEN
+        -- The step of many leaves that to its client.
+        PERFORM blackboard.hint(p_session_id, 'tasks.changed');
+    END IF;
+    RETURN NEXT v_task;
 END
 $$;
 
@@ -2744,17 +2794,17 @@ BEGIN
         SELECT x.id, x.claim_id, x.attempt, x.error,
                CASE WHEN t.lease_id IS NULL AND t.claim_id = x.claim_id AND t.attempt = x.attempt
                          AND t.error -> 'attempt' = to_jsonb(x.attempt)
-                         AND t.error -> 'code' IS NOT DISTINCT FROM coalesce(x.error -> 'code', '"failed"')
+                         AND t.error -> 'code' IS NOT DISTINCT FROM x.code
                     THEN t.status
                     -- It has gone on since: history knows of this failure.
-                    WHEN EXISTS (SELECT FROM blackboard.events e
-                                 WHERE e.session_id = p_session_id AND e.subject_id = x.id
-                                   AND e.type IN ('task.retried', 'task.failed', 'task.dead', 'task.cancelled')
-                                   AND e.data #> '{error,attempt}' = to_jsonb(x.attempt)
-                                   AND e.data #> '{error,code}' IS NOT DISTINCT FROM
-                                       coalesce(x.error -> 'code', '"failed"'))
-                    THEN 'scheduled' END AS status, t.id IS NOT NULL AS known
-        FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
+                    ELSE (SELECT e.data ->> 'status' FROM blackboard.events e
+                          WHERE e.session_id = p_session_id AND e.subject_id = x.id
+                            AND e.type IN ('task.retried', 'task.failed', 'task.dead', 'task.cancelled')
+                            AND e.data #> '{error,attempt}' = to_jsonb(x.attempt)
+                            AND e.data #> '{error,code}' IS NOT DISTINCT FROM x.code
+                          ORDER BY e.seq LIMIT 1) END AS status, t.id IS NOT NULL AS known
+        FROM (SELECT u.*, coalesce(u.error, '{"code": "failed"}') -> 'code' AS code
+              FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) u (id, claim_id, attempt, error)) x
         LEFT JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
     ), kept AS (
         INSERT INTO blackboard.late_results (session_id, task_id, claim_id, attempt, agent_id, error)
@@ -5589,7 +5639,7 @@ BEGIN
     -- Who only looks is often the only one who is there.
     PERFORM 1 FROM blackboard.tasks t
     WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
-      AND least(t.expires_at, t.fallback_at) <= v_now AND (t.attempt = t.released OR t.fallback_at <= v_now)
+      AND least(t.expires_at, t.fallback_at) <= v_now AND (t.claim_id IS NULL OR t.fallback_at <= v_now)
     ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.tend_leases();
@@ -5615,13 +5665,13 @@ BEGIN
                OR EXISTS (SELECT FROM blackboard.tasks t
                           WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
                -- A slot is free, and tasks are held that it was not given to.
-               OR (s.gated AND blackboard.slots_left(s.id))),
+               OR (s.gated AND blackboard.slots_left(s.id, v_capabilities))),
            CASE WHEN s.status = 'active' THEN least(
                     (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
                      WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
                     -- What lies below a floor is looked at again when its time is over.
                     f.until - v_now) END,
-           f.floors IS NOT NULL
+           coalesce(f.floors <> '{}', false)
     FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
     LEFT JOIN LATERAL (
         SELECT n.note -> 'floors' AS floors, (n.note ->> 'until')::timestamptz AS until
@@ -5668,7 +5718,7 @@ BEGIN
     WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment)
       AND s.state IN ('waiting', 'ready') AND s.name <> p_name;
     UPDATE blackboard.flow_stages s
-    SET state = 'waiting', task_id = gen_random_uuid(), iteration = s.iteration + 1,
+    SET state = 'waiting', task_id = blackboard.new_id(), iteration = s.iteration + 1,
         loops = CASE WHEN s.name = p_name THEN s.loops + 1 ELSE 0 END,
         quality = NULL, error = NULL, stopping = false
     WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment);
@@ -5836,7 +5886,7 @@ CREATE FUNCTION blackboard.next_status(p_task blackboard.tasks) RETURNS text
         WHEN p_task.requires_approval AND p_task.approved_by IS NULL THEN 'awaiting_approval'
         WHEN p_task.blockers > 0 THEN 'blocked'
         WHEN p_task.run_at > blackboard.now() THEN 'scheduled'
-        WHEN p_task.assigned_to IS NOT NULL AND p_task.attempt = 0 THEN 'assigned'
+        WHEN p_task.assigned_to IS NOT NULL AND p_task.claim_id IS NULL THEN 'assigned'
         ELSE 'pending'
     END
 $$;
@@ -6087,7 +6137,7 @@ BEGIN
             SELECT t.id FROM blackboard.tasks t
             WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
               AND t.capability <> ALL (p_paused) AND t.id <> ALL (p_busy)
-              AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
             ORDER BY t.priority DESC, t.position LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
         v_below := 11;
         WHILE coalesce(cardinality(v_ids), 0) < p_limit LOOP
@@ -6103,7 +6153,7 @@ BEGIN
                     SELECT t.id FROM blackboard.tasks t
                     WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                       AND t.status = 'pending' AND t.id <> ALL (p_busy)
-                      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
                     ORDER BY t.position LIMIT p_limit - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
                 v_ids := v_ids || v_more;
                 EXIT WHEN cardinality(v_ids) >= p_limit;
@@ -6127,7 +6177,7 @@ BEGIN
     SELECT t.capability INTO v_capability FROM blackboard.tasks t
     WHERE t.session_id = p_session_id AND t.id = p_id
       AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
     FOR UPDATE SKIP LOCKED;
     RETURN v_capability;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -6918,13 +6968,17 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.redrive_task(p_session_id uuid, p_id uuid, p_actor text) RETURNS SETOF blackboard.tasks
+CREATE FUNCTION blackboard.redrive_task(p_session_id uuid, p_id uuid, p_actor text, p_key text DEFAULT NULL::text) RETURNS SETOF blackboard.tasks
     LANGUAGE plpgsql
     AS $$
 DECLARE
     v_task blackboard.tasks;
 BEGIN
     PERFORM blackboard.act_as(p_actor);
+    IF NOT blackboard.first_time(p_session_id, p_key, 'redrive_task', jsonb_build_array(p_id)) THEN
+        RETURN QUERY SELECT t.* FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
+        RETURN;
+    END IF;
     PERFORM blackboard.open_session(p_session_id);
     SELECT * INTO v_task FROM blackboard.tasks WHERE session_id = p_session_id AND id = p_id FOR UPDATE;
     IF NOT FOUND THEN
@@ -6946,11 +7000,22 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.redrive_tasks(p_session_id uuid, p_type text, p_error_code text, p_before timestamp with time zone, p_limit integer, p_dry_run boolean, p_actor text) RETURNS SETOF uuid
+CREATE FUNCTION blackboard.redrive_tasks(p_session_id uuid, p_type text, p_error_code text, p_before timestamp with time zone, p_limit integer, p_dry_run boolean, p_actor text, p_key text DEFAULT NULL::text) RETURNS SETOF uuid
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    v_ids uuid[];
 BEGIN
     PERFORM blackboard.act_as(p_actor);
+    -- Not by p_before, which is counted back from the moment of the call.
+    IF NOT p_dry_run AND NOT blackboard.first_time(p_session_id, p_key, 'redrive_tasks',
+                                                   jsonb_build_array(p_type, p_error_code, p_limit)) THEN
+        RETURN QUERY
+        SELECT i.id::uuid FROM blackboard.requests r,
+             LATERAL jsonb_array_elements_text(r.result) WITH ORDINALITY i (id, n)
+        WHERE r.session_id = p_session_id AND r.key = p_key ORDER BY i.n;
+        RETURN;
+    END IF;
     PERFORM blackboard.open_session(p_session_id);
     IF p_dry_run THEN
         RETURN QUERY
@@ -6961,19 +7026,23 @@ BEGIN
         ORDER BY t.completed_at, t.id LIMIT p_limit;
         RETURN;
     END IF;
-    RETURN QUERY
     WITH found AS MATERIALIZED (
-        SELECT t.id FROM blackboard.tasks t
+        SELECT t.id, t.completed_at FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.status = 'dead' AND (p_type IS NULL OR t.type = p_type)
           AND (p_error_code IS NULL OR t.error ->> 'code' = p_error_code)
           AND (p_before IS NULL OR t.completed_at < p_before)
-        ORDER BY t.completed_at, t.id LIMIT p_limit FOR UPDATE SKIP LOCKED)
-    UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
-        position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END,
-        completed_at = NULL, error = NULL, cancel_requested = false, released = t.attempt
-    FROM found f WHERE t.session_id = p_session_id AND t.id = f.id
-    RETURNING t.id;
+        ORDER BY t.completed_at, t.id LIMIT p_limit FOR UPDATE SKIP LOCKED
+    ), redriven AS (
+        UPDATE blackboard.tasks t
+        SET status = CASE WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
+            position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END,
+            completed_at = NULL, error = NULL, cancel_requested = false, released = t.attempt
+        FROM found f WHERE t.session_id = p_session_id AND t.id = f.id
+        RETURNING t.id, f.completed_at AS died_at)
+    SELECT array_agg(r.id ORDER BY r.died_at, r.id) INTO v_ids FROM redriven r;
+    UPDATE blackboard.requests r SET result = coalesce(to_jsonb(v_ids), '[]')
+    WHERE r.session_id = p_session_id AND r.key = p_key;
+    RETURN QUERY SELECT i.id FROM unnest(v_ids) WITH ORDINALITY i (id, n) ORDER BY i.n;
 END
 $$;
 
@@ -6998,7 +7067,7 @@ BEGIN
                     WHEN c.failed IS NOT NULL THEN 'cancelled'
                     WHEN t.status = 'blocked' AND c.waiting = 0 THEN
                         CASE WHEN t.run_at > blackboard.now() THEN 'scheduled'
-                             WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END
+                             WHEN t.assigned_to IS NOT NULL AND t.claim_id IS NULL THEN 'assigned' ELSE 'pending' END
                     ELSE t.status END AS status
         FROM counted c JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = c.id
     )
@@ -7154,6 +7223,41 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.refuse_other_content(p_session_id uuid, p_ids uuid[], p_types text[], p_capabilities text[], p_priorities smallint[], p_parameters jsonb[], p_options jsonb[], p_added integer) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_new uuid[];
+    v_id uuid;
+    v_fields text[];
+BEGIN
+    v_new := array(SELECT e.subject_id FROM blackboard.events e
+                   WHERE e.session_id = p_session_id AND e.tx = blackboard.current_tx() AND e.type = 'task.created'
+                   ORDER BY e.seq DESC LIMIT p_added);
+    WITH said AS MATERIALIZED (
+        SELECT x.id, x.n, blackboard.task_content(x.type, x.capability, x.priority, x.parameters, x.options) AS content
+        FROM unnest(p_ids, p_types, p_capabilities, p_priorities, p_parameters, p_options)
+                 WITH ORDINALITY x (id, type, capability, priority, parameters, options, n)
+    ), compared AS (
+        SELECT s.id, s.n, s.content,
+               CASE WHEN s.id = ANY (v_new) THEN first_value(s.content) OVER (PARTITION BY s.id ORDER BY s.n)
+                    ELSE (SELECT blackboard.added_content(t, s.content) FROM blackboard.tasks t
+                          WHERE t.session_id = p_session_id AND t.id = s.id) END AS found
+        FROM said s)
+    SELECT c.id, array(SELECT w.key FROM jsonb_each(c.content) w
+                       WHERE w.value IS DISTINCT FROM c.found -> w.key ORDER BY w.key)
+    INTO v_id, v_fields
+    FROM compared c WHERE c.content <> c.found ORDER BY c.n LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB004', format('The task id %s was used before with other content (%s); use a new id.',
+                                                 v_id, array_to_string(v_fields, ', ')),
+                                 jsonb_build_object('noun', 'task', 'id', v_id, 'fields', to_jsonb(v_fields)));
+    END IF;
+    RETURN v_new;
+END
+$$;
+
 CREATE FUNCTION blackboard.refuse_rewrite() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -7296,20 +7400,21 @@ CREATE FUNCTION blackboard.release_task(p_session_id uuid, p_id uuid, p_claim_id
 DECLARE
     v_task blackboard.tasks;
 BEGIN
-    PERFORM blackboard.act_as(p_agent_id);
-    v_task := blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
-    RETURN QUERY
-    UPDATE blackboard.tasks t
-    SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked' ELSE 'pending' END,
-        position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 THEN nextval('blackboard.task_positions') END,
-        completed_at = CASE WHEN t.cancel_requested THEN blackboard.now() END,
-        lease_id = NULL, deadline_at = NULL, started_at = NULL, error = NULL, released = t.released + 1
-    WHERE t.session_id = p_session_id AND t.id = p_id
-    RETURNING t.*;
+    PERFORM blackboard.release_tasks(p_session_id, ARRAY[p_id], ARRAY[p_claim_id], ARRAY[p_attempt], NULL, NULL, p_agent_id);
+    IF NOT FOUND THEN
+        -- Says why not.
+        PERFORM blackboard.held_task(p_session_id, p_id, p_claim_id, p_attempt);
+    END IF;
+    SELECT * INTO v_task FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = p_id;
+    IF v_task.completed_at IS NOT NULL THEN
+        -- The step of many leaves that to its client.
+        PERFORM blackboard.hint(p_session_id, 'tasks.changed');
+    END IF;
+    RETURN NEXT v_task;
 END
 $$;
 
-CREATE FUNCTION blackboard.release_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_delays interval[], p_errors jsonb[], p_agent_id text) RETURNS TABLE(id uuid, status text)
+CREATE FUNCTION blackboard.release_tasks(p_session_id uuid, p_ids uuid[], p_claim_ids uuid[], p_attempts integer[], p_delays interval[], p_errors jsonb[], p_agent_id text, p_unstarted boolean[] DEFAULT NULL::boolean[]) RETURNS TABLE(id uuid, status text)
     LANGUAGE plpgsql
     SET xmlbinary TO 'hex'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -7321,18 +7426,26 @@ CREATE FUNCTION blackboard.release_tasks(p_session_id uuid, p_ids uuid[], p_clai
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := blackboard.now();
+    v_done integer;
 BEGIN
     PERFORM blackboard.act_as(p_agent_id);
     PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_ids)
     ORDER BY t.id FOR UPDATE;
     RETURN QUERY
     WITH x AS MATERIALIZED (
-        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.delay, u.error
-        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors) u (id, claim_id, attempt, delay, error)
+        SELECT p_session_id AS session_id, u.id, u.claim_id, u.attempt, u.delay, u.error,
+               coalesce(u.unstarted, false) AS unstarted,
+               -- What it was before this claim; no row says that.
+               CASE WHEN u.unstarted THEN (
+                   SELECT e.data ->> 'status' FROM blackboard.events e
+                   WHERE e.session_id = p_session_id AND e.subject_id = u.id AND e.data ->> 'status' <> 'running'
+                   ORDER BY e.seq DESC LIMIT 1) END IS NOT DISTINCT FROM 'assigned' AS assigned
+        FROM unnest(p_ids, p_claim_ids, p_attempts, p_delays, p_errors, p_unstarted)
+                 u (id, claim_id, attempt, delay, error, unstarted)
         LIMIT cardinality(p_ids))
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.cancel_requested THEN 'cancelled' WHEN t.blockers > 0 THEN 'blocked'
-                      WHEN x.delay IS NOT NULL THEN 'scheduled' ELSE 'pending' END,
+                      WHEN x.delay IS NOT NULL THEN 'scheduled' WHEN x.assigned THEN 'assigned' ELSE 'pending' END,
         position = CASE WHEN NOT t.cancel_requested AND t.blockers = 0 AND x.delay IS NULL
                         THEN nextval('blackboard.task_positions') END,
         run_at = CASE WHEN NOT t.cancel_requested AND x.delay IS NOT NULL THEN v_now + x.delay ELSE t.run_at END,
@@ -7342,11 +7455,38 @@ BEGIN
                                              'attempt', x.attempt, 'agent_id', p_agent_id)
                      WHEN x.error IS NOT NULL
                      THEN x.error || jsonb_build_object('attempt', x.attempt, 'agent_id', p_agent_id) END,
+        -- A task without a claim was never begun, and is for whom it names.
+        claim_id = CASE WHEN t.cancel_requested OR NOT x.unstarted THEN t.claim_id END,
+        assigned_to = CASE WHEN t.cancel_requested OR NOT x.unstarted OR x.assigned THEN t.assigned_to END,
         lease_id = NULL, deadline_at = NULL, started_at = NULL, released = t.released + 1
     FROM x
     WHERE t.session_id = x.session_id AND t.id = x.id AND t.claim_id = x.claim_id AND t.attempt = x.attempt
       AND t.status = 'running'
     RETURNING t.id, t.status;
+    GET DIAGNOSTICS v_done = ROW_COUNT;
+    IF v_done = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    -- The same call again: history knows how that attempt ended.
+    RETURN QUERY
+    SELECT x.id, e.data ->> 'status'
+    FROM unnest(p_ids, p_claim_ids, p_attempts, p_errors) x (id, claim_id, attempt, error)
+    JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+    JOIN LATERAL (
+        SELECT w.type, w.data FROM blackboard.events w
+        WHERE w.session_id = p_session_id AND w.subject_id = x.id
+          AND w.type IN ('task.released', 'task.retried', 'task.lapsed', 'task.cancelled', 'task.completed', 'task.failed',
+                         'task.dead')
+          AND w.seq > (SELECT max(a.seq) FROM blackboard.events a
+                       WHERE a.session_id = p_session_id AND a.subject_id = x.id AND a.type = 'task.assigned'
+                         AND a.data -> 'attempt' = to_jsonb(x.attempt))
+        ORDER BY w.seq LIMIT 1) e
+      ON (e.type = 'task.released' AND x.error IS NULL)
+      OR (e.type = 'task.retried' AND x.error IS NOT NULL
+          AND e.data #> '{error,code}' IS NOT DISTINCT FROM x.error -> 'code')
+      OR (e.type = 'task.cancelled' AND e.data #>> '{error,code}' = 'cancelled')
+    -- Of this claim, where the row still tells.
+    WHERE t.attempt <> x.attempt OR t.claim_id IS NULL OR t.claim_id = x.claim_id;
 END
 $$;
 
@@ -8145,7 +8285,7 @@ BEGIN
         IF v_stage.status = 'cancelled' THEN
             -- It was asked to stop by a pause: it starts over.
             UPDATE blackboard.flow_stages s
-            SET state = 'waiting', task_id = gen_random_uuid(), stopping = false, quality = NULL
+            SET state = 'waiting', task_id = blackboard.new_id(), stopping = false, quality = NULL
             WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = v_stage.name;
             PERFORM blackboard.make_stage_tasks(p_session_id, p_flow_id, ARRAY[v_stage.name], NULL);
             v_candidates := v_candidates || v_stage.name;
@@ -8337,14 +8477,18 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION blackboard.slots_left(p_session_id uuid) RETURNS boolean
+CREATE FUNCTION blackboard.slots_left(p_session_id uuid, p_capabilities text[]) RETURNS boolean
     LANGUAGE plpgsql STABLE
     AS $$
 BEGIN
     RETURN EXISTS (SELECT FROM blackboard.limit_usage u
                    JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
                    WHERE u.session_id = p_session_id AND u.waiting AND l.removed_at IS NULL
-                     AND u.running < l.max_running)
+                     AND u.running < l.max_running
+                     AND EXISTS (SELECT FROM blackboard.tasks t
+                                 WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'limit'
+                                   AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = u.limit_id::text
+                                   AND coalesce(t.held ->> 'key', '') = u.key AND t.capability = ANY (p_capabilities)))
         OR EXISTS (SELECT FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL)
         OR EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL);
 END
@@ -8648,7 +8792,7 @@ BEGIN
         position = NULL, lease_id = NULL, deadline_at = NULL, started_at = NULL,
         completed_at = CASE WHEN t.cancel_requested OR t.attempt - t.released >= t.max_attempts
                             THEN blackboard.now() END,
-        run_at = blackboard.now() + blackboard.backoff(t.retry_delay, t.attempt),
+        run_at = blackboard.now() + blackboard.backoff(t.retry_delay, t.attempt - t.released),
         error = jsonb_build_object('code', 'timeout', 'agent_id', t.assigned_to, 'attempt', t.attempt,
                                    'message', format('It ran longer than its timeout of %s.', t.timeout))
     FROM late WHERE t.session_id = late.session_id AND t.id = late.id;
@@ -8684,7 +8828,7 @@ BEGIN
         WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
           AND least(t.expires_at, t.fallback_at) <= v_now AND t.expires_at <= v_now
           -- What was started in time, and came back, is late for nothing.
-          AND t.attempt = t.released
+          AND t.claim_id IS NULL
         ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'cancelled', position = NULL, completed_at = v_now,
@@ -8793,6 +8937,26 @@ CREATE FUNCTION blackboard.tally_of(p_rule text, p_threshold double precision, p
                blackboard.ballots_pass(p_rule, p_threshold, p_min_turnout, s.yes, s.no + s.outstanding,
                                        s.abstained, s.total) AS at_worst
     ) passes
+$$;
+
+CREATE FUNCTION blackboard.task_content(p_type text, p_capability text, p_priority smallint, p_parameters jsonb, p_options jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+        'type', p_type, 'capability', p_capability, 'priority', p_priority, 'parameters', p_parameters,
+        'assigned_to', p_options ->> 'assigned_to',
+        'run_at', extract(epoch FROM (p_options ->> 'run_at')::timestamptz),
+        'timeout', extract(epoch FROM (p_options ->> 'timeout')::interval),
+        'requires_approval', coalesce((p_options ->> 'requires_approval')::boolean, false),
+        'max_attempts', coalesce((p_options ->> 'max_attempts')::integer, 5),
+        'retry_delay', coalesce(extract(epoch FROM (p_options ->> 'retry_delay')::interval), 1),
+        'unique', p_options #>> '{unique,key}', 'limit_key', p_options ->> 'limit_key',
+        'expires_at', extract(epoch FROM (p_options ->> 'expires_at')::timestamptz),
+        'fallback', extract(epoch FROM (p_options ->> 'fallback')::interval),
+        -- Named twice, the first counts.
+        'depends_on', coalesce((SELECT jsonb_object_agg(d.id, d.on_failure ORDER BY d.n DESC)
+                                FROM blackboard.dependency_options(p_options)
+                                         WITH ORDINALITY d (id, on_failure, n)), '{}'))
 $$;
 
 CREATE FUNCTION blackboard.task_event(p_old text, p_new text, p_error jsonb) RETURNS text
@@ -9014,6 +9178,8 @@ BEGIN
         ON CONFLICT DO NOTHING;
         IF NOT FOUND THEN
             PERFORM 1 FROM blackboard.task_keys k WHERE k.session_id = p_session_id AND k.key = v_new.key FOR UPDATE;
+            -- The same call again, while the first was under way.
+            CONTINUE WHEN EXISTS (SELECT FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_new.id);
         END IF;
         SELECT t.id INTO v_found FROM blackboard.keyed_tasks k
         JOIN blackboard.tasks t ON t.session_id = k.session_id AND t.id = k.task_id
@@ -9261,7 +9427,7 @@ BEGIN
         ORDER BY t.run_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = CASE WHEN t.blockers > 0 THEN 'blocked'
-                      WHEN t.assigned_to IS NOT NULL AND t.attempt = 0 THEN 'assigned' ELSE 'pending' END,
+                      WHEN t.assigned_to IS NOT NULL AND t.claim_id IS NULL THEN 'assigned' ELSE 'pending' END,
         position = CASE WHEN t.blockers = 0 THEN nextval('blackboard.task_positions') END, held = NULL
     FROM due d WHERE t.session_id = d.session_id AND t.id = d.id;
 END
@@ -9297,7 +9463,6 @@ $$;
 
 CREATE FUNCTION blackboard.why_held_back(p_task blackboard.tasks) RETURNS jsonb
     LANGUAGE plpgsql STABLE
-    SET "TimeZone" TO 'UTC'
     AS $$
 DECLARE
     v_now timestamptz := blackboard.now();
@@ -9345,9 +9510,10 @@ BEGIN
               AND p_task.held ->> 'limit' = v_row.limit_id::text AND p_task.run_at > v_now
         THEN
             v_reasons := v_reasons || blackboard.reason('rate',
-                format('Limit %L%s allows %s starts in %s, and they were used up: it is tried again at %s.', v_row.name,
+                format('Limit %L%s allows %s in %s, used up by now: it is tried again at %s.', v_row.name,
                        CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
-                       v_row.rate_count, v_row.rate_period,
+                       CASE v_row.rate_count WHEN 1 THEN 'one start' ELSE v_row.rate_count || ' starts' END,
+                       v_row.rate_period,
                        to_char(p_task.run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
                 jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
                                    'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
@@ -9356,9 +9522,10 @@ BEGIN
               AND v_row.used >= v_row.rate_count
         THEN
             v_reasons := v_reasons || blackboard.reason('rate',
-                format('Limit %L%s: %s starts in %s are used up; it is tried again at %s.', v_row.name,
+                format('Limit %L%s: %s in %s, used up by now; it is tried again at %s.', v_row.name,
                        CASE WHEN v_row.key <> '' THEN format(' (key %L)', v_row.key) ELSE '' END,
-                       v_row.rate_count, v_row.rate_period,
+                       CASE v_row.rate_count WHEN 1 THEN 'one start' ELSE v_row.rate_count || ' starts' END,
+                       v_row.rate_period,
                        to_char(v_row.window_ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')),
                 jsonb_build_object('limit', v_row.name, 'key', nullif(v_row.key, ''), 'used', v_row.used,
                                    'rate_count', v_row.rate_count, 'rate_period', v_row.rate_period,
@@ -9503,7 +9670,12 @@ BEGIN
                    CASE WHEN v_lease.id IS NULL OR v_lease.lapsed_at IS NOT NULL
                         THEN '; its process went silent, and the next claim takes the task back'
                         WHEN v_lease.expires_at < v_now
-                        THEN '; its process is late with its heartbeat' ELSE '' END),
+                        THEN '; its process is late with its heartbeat'
+                        WHEN v_lease.expires_at < v_now + v_lease.term / 2
+                        THEN format('; its process was last heard of at %s, and loses the task at %s',
+                                    to_char((v_lease.expires_at - v_lease.term) AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"'),
+                                    to_char(v_lease.expires_at AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"'))
+                        ELSE '' END),
             jsonb_build_object(
                 'agent_id', v_task.assigned_to, 'since', v_task.started_at, 'attempt', v_counted,
                 'max_attempts', v_task.max_attempts, 'deadline_at', v_task.deadline_at, 'progress', v_task.progress,
@@ -9516,7 +9688,7 @@ BEGIN
                      THEN 'It was asked to stop: it is cancelled when it is taken back.'
                      ELSE 'It was asked to stop; its holder sees that with its next progress report or its end.' END);
         END IF;
-    ELSIF v_task.expires_at <= v_now AND v_task.attempt = v_task.released THEN
+    ELSIF v_task.expires_at <= v_now AND v_task.claim_id IS NULL THEN
         -- Whatever else holds it, nobody gets it any more.
         v_reasons := v_reasons || blackboard.reason('deadline',
             format('It was not started by %s: the next claim cancels it.',
@@ -9924,6 +10096,7 @@ CREATE TABLE blackboard.requests (
     verb text NOT NULL,
     digest text NOT NULL,
     at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    result jsonb,
     CONSTRAINT requests_key_length CHECK (((length(key) >= 1) AND (length(key) <= 200)))
 );
 
@@ -10034,7 +10207,7 @@ ALTER TABLE ONLY blackboard.agent_sessions ALTER COLUMN created_at SET DEFAULT b
 
 ALTER TABLE ONLY blackboard.agent_sessions ALTER COLUMN status SET DEFAULT 'active'::character varying;
 
-ALTER TABLE ONLY blackboard.agent_tasks ALTER COLUMN id SET DEFAULT gen_random_uuid();
+ALTER TABLE ONLY blackboard.agent_tasks ALTER COLUMN id SET DEFAULT blackboard.new_id();
 
 ALTER TABLE ONLY blackboard.agent_tasks ALTER COLUMN status SET DEFAULT 'pending'::character varying;
 

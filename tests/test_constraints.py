@@ -23,6 +23,8 @@ UNREACHABLE = {
     "liveness_pkey": "one row, made by the migration",
     "pruned_events_pkey": "written by prune_events with ON CONFLICT",
     "schema_version_pkc": "written by the migrations",
+    "unsettled_limits_pkey": "written by triggers with ON CONFLICT",
+    "unsettled_limits_session_id_limit_id_fkey": "written by triggers for rows that there are",
 }
 
 CORE = (

@@ -10,7 +10,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from blackboard import Blackboard, NewTask, Session
+from blackboard import Blackboard, NewTask, Session, Stage
 from blackboard.models.tasks import TaskStatus
 
 from . import test_cli_grants
@@ -27,17 +27,16 @@ async def test_what_was_started_in_time_does_not_expire(steady: Session, clock: 
     agent = await steady.join("a")
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)
     started = await steady.tasks.add("t", expires_at=in_an_hour)
-    only_taken = await steady.tasks.add("t", expires_at=in_an_hour)
+    handed_back = await steady.tasks.add("t", expires_at=in_an_hour)
     waiting = await steady.tasks.add("t", expires_at=in_an_hour)
     held = {task.id: task for task in await agent.tasks.claim(2)}
     await agent.tasks.fail(held[started.id], "the real reason")
-    await agent.tasks.release(held[only_taken.id])
+    await agent.tasks.release(held[handed_back.id])
     await clock.advance(timedelta(hours=2))
-    ready = [task.id for task in await agent.tasks.claim(5)]
-    assert ready == [started.id]
-    for task in (only_taken, waiting):
-        record = await steady.tasks.get(task.id)
-        assert (record.status, (record.error or {})["code"]) == (TaskStatus.CANCELLED, "deadline")
+    ready = {task.id for task in await agent.tasks.claim(5)}
+    assert ready == {started.id, handed_back.id}
+    record = await steady.tasks.get(waiting.id)
+    assert (record.status, (record.error or {})["code"]) == (TaskStatus.CANCELLED, "deadline")
     assert (await steady.tasks.get(started.id)).attempt == 2
 
 
@@ -162,6 +161,21 @@ async def test_a_join_on_an_old_snapshot_takes_a_lease_that_is_younger(
         [task] = await agent.tasks.claim()
         await agent.tasks.complete(task)
     assert (await session.tasks.get(task.id)).status is TaskStatus.COMPLETED
+
+
+async def test_ids_that_the_database_makes_are_in_order_of_time(session: Session, db: Connection) -> None:
+    for number in range(3):
+        await session.tasks.add("t", number)
+        await db.execute(
+            "INSERT INTO blackboard.tasks (session_id, type, parameters) VALUES ($1, 't', to_jsonb($2::int))",
+            session.id, number + 10,
+        )  # fmt: skip
+        await session.flows.create(f"flow-{number}", [Stage("only", "t", number + 20)])
+        await db.execute("SELECT pg_sleep(0.002)")
+    records = await session.tasks.list()
+    assert [record.parameters for record in records] == [0, 10, 20, 1, 11, 21, 2, 12, 22]
+    assert all(record.id.version == 7 for record in records)
+    assert await session.tasks.list(newest=True, limit=4) == records[:-5:-1]
 
 
 @pytest.mark.fresh_database

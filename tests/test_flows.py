@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
+import asyncpg
 import pytest
 
 from blackboard import After, Agent, Blackboard, NewTask, Session, Stage, TaskRecord, fork_join, parallel, sequential
 from blackboard.errors import (
-    BlackboardError,
     CyclicDependency,
     IdempotencyConflict,
     InvalidInput,
@@ -24,6 +24,8 @@ from blackboard.errors import (
 )
 from blackboard.ids import new_id
 from blackboard.models.flows import FlowRecord
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 @pytest.fixture
@@ -563,11 +565,16 @@ async def test_closing_the_session_cancels_its_flows(session: Session, agent: Ag
     assert states(flow)["a"] == "failed"
 
 
-async def test_tasks_outside_can_wait_for_a_stage(session: Session, agent: Agent) -> None:
+async def test_tasks_outside_can_wait_for_a_stage(session: Session, agent: Agent, db: Connection) -> None:
     flow = await session.flows.create("f", [Stage("a", "t"), Stage("b", "t", after=["a"])])
     outside = await session.tasks.add("t", depends_on=[flow.stage("b").task_id])
     await done(agent, flow, "a", "b")
     assert (await session.tasks.get(outside.id)).status == "pending"
-    with pytest.raises(BlackboardError, match="stage of a flow"):
-        other = await session.flows.create("g", [Stage("a", "t")])
+    other = await session.flows.create("g", [Stage("a", "t")])
+    with pytest.raises(IdempotencyConflict):
         await session.tasks.add_many([NewTask(type="t", id=other.stage("a").task_id, depends_on=(outside.id,))])
+    with pytest.raises(asyncpg.PostgresError, match="stage of a flow"):
+        await db.execute(
+            "INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id) VALUES ($1, $2, $3)",
+            session.id, other.stage("a").task_id, outside.id,
+        )  # fmt: skip

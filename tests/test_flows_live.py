@@ -92,10 +92,10 @@ async def test_a_pause_holds_exactly_what_could_be_claimed(session: Session, age
     assert (flow.status, flow.version) == ("running", 3)
     assert statuses(flow) == before | {"d": "pending", "e": "completed", "f": "pending"}
     assert (await session.flows.resume(flow.id)).version == 3
-    order = [task.id for task in await agent.tasks.claim(10)]
+    order = [task.id for _ in range(3) for task in await agent.tasks.claim()]
     names = {stage.task_id: stage.name for stage in flow.stages}
     # The assigned one first, then as they stood in line before the pause, then what got ready since.
-    assert [names[one] for one in order][:3] == ["b", "a", "g"]
+    assert [names[one] for one in order] == ["b", "a", "g"]
     page = await session.events.read(topics=["flow.paused", "flow.resumed"])
     assert [e.type for e in page.events] == ["flow.paused", "flow.resumed"]
 

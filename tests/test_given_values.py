@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import blackboard
-from blackboard import Agent, Session
+from blackboard import Agent, RetryLater, Session
 from blackboard.errors import InvalidInput
 from blackboard.repository.amounts import as_amount
 
@@ -102,3 +102,49 @@ async def test_waits_and_failures_say_what_is_wrong_with_them(session: Session, 
     # What was raised is kept although PostgreSQL does not store all of its text.
     failed = await agent.tasks.fail(task, ValueError("zero \0 and half \ud800"), retry=False)
     assert failed.error is not None and failed.error["message"] == "zero \ufffd and half ?"
+
+
+TINY = timedelta(microseconds=50)
+
+
+async def test_durations_below_a_millisecond_are_kept(session: Session) -> None:
+    task = await session.tasks.add("t", timeout=TINY, retry_delay=TINY, assigned_to="ops/a", fallback=TINY)
+    assert (task.timeout, task.retry_delay, task.fallback) == (TINY, TINY, TINY)
+    unique = blackboard.Unique(key="k", window=TINY)
+    assert (await session.tasks.add("t", unique=unique)).unique_key == "k"
+    schedule = await session.schedules.add("n", "@daily", "t", timeout=TINY, retry_delay=TINY)
+    assert schedule.options == {"timeout": "50 microseconds", "retry_delay": "50 microseconds"}
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("timeout", {"timeout": 5}),
+        ("retry_delay", {"retry_delay": "5s"}),
+        ("priority", {"priority": "5"}),
+        ("priority", {"priority": 5.5}),
+        ("priority", {"priority": True}),
+        ("priority", {"priority": 11}),
+    ],
+    ids=str,
+)
+async def test_a_schedule_says_what_is_wrong_with_its_task(session: Session, field: str, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await session.schedules.add("n", "@daily", "t", **given)
+    assert refused.value.field == field
+    assert await session.schedules.list() == []
+
+
+@pytest.mark.parametrize("delay", [float("inf"), float("nan"), 1e12, 1e300, -1, "soon", None])
+def test_a_task_comes_back_after_a_duration(delay: Any) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        RetryLater(delay)
+    assert refused.value.field == "delay"
+
+
+@pytest.mark.parametrize("age", [timedelta(days=900_000), timedelta.max, -TINY, 5, "5 days"], ids=str)
+async def test_ages_are_durations_of_at_most_a_century(session: Session, age: Any) -> None:
+    for call in (session.tasks.prune, session.tasks.redrive_many):
+        with pytest.raises(InvalidInput) as refused:
+            await call(older_than=age)
+        assert refused.value.field == "older_than"

@@ -82,7 +82,7 @@ async def test_hot_verbs_say_nothing_themselves(session: Session, db: Connection
     task_id = uuid.uuid4()
     await db.fetch(add, session.id, task_id, True)
     assert await told() == ["tasks.ready"], "asked to"
-    assert await db.fetch(add, session.id, task_id, True) == [], "the id was used before"
+    assert await db.fetchval(add, session.id, task_id, True) is None, "the id was used before"
     assert await told() == []
 
 

@@ -48,6 +48,8 @@ class Task:
     approved: bool = True
     cancel_requested: bool = False
     holder: TaskRecord | None = None
+    handed_back: set[int] = field(default_factory=set[int])
+    reserved: bool = False
 
     @property
     def waiting(self) -> int:
@@ -176,6 +178,7 @@ class TaskLife(RuleBasedStateMachine):
         for record in claimed:
             task = self.tasks[record.id]
             assert record.attempt == task.attempt + 1, "the attempt grows by one with each claim"
+            task.reserved = task.status == "assigned"
             task.status, task.attempt, task.holder, task.assignee = "running", record.attempt, record, agent
         return claimed or None
 
@@ -206,8 +209,12 @@ class TaskLife(RuleBasedStateMachine):
         with self.refused(LeaseLost):
             self.owner(record).tasks.complete(record, "late")
         assert any(late.attempt == record.attempt for late in self.session.tasks.late_results(record.id))
-        with self.refused(LeaseLost):
-            self.owner(record).tasks.release(record)
+        if record.attempt in task.handed_back:
+            again = self.owner(record).tasks.release(record)
+            assert (again.status, again.attempt) == (self.session.tasks.get(record.id).status, task.attempt)
+        else:
+            with self.refused(LeaseLost):
+                self.owner(record).tasks.release(record)
         with self.refused(LeaseLost):
             self.owner(record).tasks.progress(record, 1)
 
@@ -247,10 +254,31 @@ class TaskLife(RuleBasedStateMachine):
             task = self.tasks[record.id]
             self.owner(record).tasks.release(record)
             task.released += 1
+            task.handed_back.add(record.attempt)
             if task.cancel_requested:
                 self.end(record.id, "cancelled")
             else:
                 task.status, task.holder = "pending", None
+        return records
+
+    @rule(target=lost, records=consumes(held))
+    def hand_back(self, records: list[TaskRecord] | None) -> Any:
+        """What a worker does with what it has claimed and not begun."""
+        for record in records or ():
+            if not self.current(record):
+                self.refuse(record)
+                continue
+            task = self.tasks[record.id]
+            self.raw.execute(
+                "SELECT blackboard.release_tasks(%s, %s, %s, %s, NULL, NULL, %s, '{true}')",
+                [self.session.id, [record.id], [record.claim_id], [record.attempt], record.assigned_to],
+            )
+            task.released += 1
+            task.handed_back.add(record.attempt)
+            if task.cancel_requested:
+                self.end(record.id, "cancelled")
+            else:
+                task.status, task.holder = "assigned" if task.reserved else "pending", None
         return records
 
     @rule(target=lost, records=consumes(held))
@@ -283,15 +311,13 @@ class TaskLife(RuleBasedStateMachine):
         task = self.tasks.get(task_id)
         if task is None:
             return
-        if task.status in ("completed", "failed") and not task.cancel_requested:
+        if task.status in ("completed", "failed", "dead") and not task.cancel_requested:
             with self.refused(InvalidTransition):
                 self.session.tasks.cancel(task_id)
             return
         self.session.tasks.cancel(task_id)
         if task.status == "running":
             task.cancel_requested = True
-        elif task.status == "dead" and not task.cancel_requested:
-            task.status = "cancelled"
         elif task.status not in FINAL:
             self.end(task_id, "cancelled")
 

@@ -57,7 +57,7 @@ async def test_adding_and_claiming_return_what_a_look_returns(
     assert following.id == second.id
     same(following, await session.tasks.get(second.id))
     # Added again it is the first one, as it stands now.
-    repeated: dict[str, Any] = {**options, "id": held.id, "unique": None}
+    repeated: dict[str, Any] = {**options, "id": held.id}
     again = await session.tasks.add("look", {"a": ["ä", None]}, **repeated)
     assert (again.status, again.result) == ("completed", {"done": 1})
 

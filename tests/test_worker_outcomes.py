@@ -62,6 +62,20 @@ async def test_a_task_keeps_its_own_policy(session: Session, worker: Worker) -> 
     assert (await session.tasks.get(task.id)).attempt == 1
 
 
+async def test_usual_numbers_are_nobodys_own(session: Session, worker: Worker) -> None:
+    """The board keeps numbers and not who chose them; one that is unusual makes both the task's own."""
+
+    @worker.handler("bad", retry=RetryPolicy(max_attempts=1))
+    async def bad(ctx: TaskContext) -> None:
+        raise ValueError
+
+    usual = await session.tasks.add("bad", max_attempts=5, retry_delay=timedelta(seconds=1))
+    own = await session.tasks.add("bad", max_attempts=5, retry_delay=timedelta(milliseconds=1))
+    counts = await worker.drain(scheduled=True)
+    assert (counts.dead, counts.retried) == (2, 4)
+    assert [(await session.tasks.get(task.id)).attempt for task in (usual, own)] == [1, 5]
+
+
 def test_the_policy_is_arithmetic() -> None:
     policy = RetryPolicy(delay=timedelta(seconds=2), factor=3, max_delay=timedelta(seconds=30), jitter=0.5)
     middle = [policy.delay_after(n, lambda: 0.5).total_seconds() for n in (1, 2, 3, 4, 2000)]

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from blackboard import Blackboard, NewTask, RetryPolicy, Session, TaskContext, Worker
+from blackboard import Blackboard, BlockingTaskContext, NewTask, RetryPolicy, Session, TaskContext, Worker
+from blackboard.errors import ConfigurationError, LeaseLost
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Process: TypeAlias = asyncio.subprocess.Process
@@ -90,3 +91,76 @@ async def test_transactions_of_all_slots_at_once_do_not_wait_for_each_other(
 
     await session.tasks.add_many([NewTask(type="t") for _ in range(8)])
     assert (await asyncio.wait_for(worker.drain(), 30)).completed == 8
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_rows_of_a_lost_attempt_go_also_when_its_handler_hides_that(
+    session: Session, worker: Worker, db: Connection, blocking: bool
+) -> None:
+    release = (
+        "SELECT * FROM blackboard.release_tasks($1, ARRAY[$2::uuid], ARRAY[$3::uuid], ARRAY[1], "
+        "ARRAY[NULL::interval], ARRAY[NULL::jsonb], 'x')"
+    )
+    told: list[str] = []
+
+    async def handle(ctx: TaskContext) -> None:
+        if ctx.task.attempt > 1:
+            return
+        await db.execute(release, ctx.session.id, ctx.task.id, ctx.task.claim_id)
+        async with ctx.transaction() as tx:
+            await tx.agent.findings.report("never seen", type="x")
+            try:
+                await tx.complete("late")
+            except LeaseLost as error:
+                told.append(error.code)
+
+    def in_a_thread(ctx: BlockingTaskContext) -> None:
+        if ctx.task.attempt > 1:
+            return
+        with ctx.transaction() as tx:
+            tx.agent.findings.report("never seen", type="x")
+            taken = db.execute(release, ctx.session.id, ctx.task.id, ctx.task.claim_id)
+            asyncio.run_coroutine_threadsafe(taken, loop).result()
+            try:
+                tx.complete("late")
+            except LeaseLost as error:
+                told.append(error.code)
+
+    loop = asyncio.get_running_loop()
+    worker.register("t", in_a_thread if blocking else handle)
+    task = await session.tasks.add("t")
+    counts = await worker.drain()
+    assert (counts.completed, counts.refused, told) == (1, 1, ["lease_lost"])
+    assert await session.findings.list() == []
+    [late] = await session.tasks.late_results(task.id)
+    assert (late.result, late.attempt) == ("late", 1)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_task_has_one_transaction_at_a_time(board: Blackboard, session: Session, blocking: bool) -> None:
+    """There are as many connections as handlers: with a second one they would wait for each other."""
+    worker = Worker(board, session, agent_id="w/1", concurrency=1)
+
+    async def handle(ctx: TaskContext) -> None:
+        async with ctx.transaction() as one:
+            with pytest.raises(ConfigurationError, match="savepoints"):
+                await ctx.transaction().__aenter__()
+            await one.agent.findings.report("first", type="x")
+        async with ctx.transaction() as two:
+            await two.agent.findings.report("second", type="x")
+            await two.complete("both")
+
+    def in_a_thread(ctx: BlockingTaskContext) -> None:
+        with ctx.transaction() as one:
+            with pytest.raises(ConfigurationError, match="savepoints"):
+                ctx.transaction().__enter__()
+            one.agent.findings.report("first", type="x")
+        with ctx.transaction() as two:
+            two.agent.findings.report("second", type="x")
+            two.complete("both")
+
+    worker.register("t", in_a_thread if blocking else handle)
+    task = await session.tasks.add("t", max_attempts=1)
+    assert (await asyncio.wait_for(worker.drain(), 30)).completed == 1
+    assert (await session.tasks.get(task.id)).result == "both"
+    assert {finding.content for finding in await session.findings.list()} == {"first", "second"}

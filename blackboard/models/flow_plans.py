@@ -45,8 +45,8 @@ class Stage(NewTask):
         after: the stages that come before, by name or as ``After``.
         join: how many of them must succeed for this one to run: ``all``, ``any`` (one) or a number. That the others
             failed is still told by the flow's status.
-        inputs: what the stage reads: name → ``stage``, ``stage.path.to.it``, an output's name, or ``inputs.x`` of the
-            flow; each from a stage that comes before it.
+        inputs: what the stage reads, by ``TaskContext.inputs`` or ``flows.inputs(task)``: name → ``stage``,
+            ``stage.path.to.it``, an output's name, or ``inputs.x`` of the flow; each from a stage that comes before it.
         output: the name under which its result is an output of the flow.
         compensate: the task that undoes it, when an edge says ``compensate``.
         min_quality: 0 to 1; below it the stage loops back, until ``max_iterations`` are done, and then fails.

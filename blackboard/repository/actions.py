@@ -157,12 +157,13 @@ class Actions(PartialIds):
             NotPermitted: this agent is no member any more.
             SessionClosed: the session is over.
         """
-        row = await self._executor.fetch_one(
-            _SQL["start_action"],
-            session_id=self._scope.session_id,
-            id=as_uuid(action_id, "action_id"),
-            agent_id=self._agent_id,
-            lease_id=await self._scope.leases.current(),
+        values = {
+            "session_id": self._scope.session_id,
+            "id": as_uuid(action_id, "action_id"),
+            "agent_id": self._agent_id,
+        }
+        row = await self._under_lease(
+            lambda lease_id: self._executor.fetch_one(_SQL["start_action"], **values, lease_id=lease_id)
         )
         assert row is not None
         return ActionRecord.from_row(row)

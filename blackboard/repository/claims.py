@@ -12,7 +12,7 @@ from ..errors import InvalidInput, LeaseLost
 from ..ids import as_uuid, new_id
 from ..jsonable import check_duration, check_names, dump_json, storable
 from ..models.tasks import TaskRecord
-from ..store.statements import statements
+from ..store.statements import Statement, statements
 from .adding import TaskAdding
 
 __all__ = ["TaskClaims", "error_facts"]
@@ -34,9 +34,9 @@ class TaskClaims(TaskAdding):
     ) -> list[TaskRecord]:
         """Up to ``limit`` tasks are running under this agent's lease: assigned ones first, then by priority and age.
 
-        No two callers get the same task. The tasks stay with the caller while its process renews its lease; the
-        records carry the fencing token that every later verb on them needs. An empty list means that there was
-        nothing that could be claimed.
+        The list is in order of priority, and of id within one. No two callers get the same task. The tasks stay with
+        the caller while its process renews its lease; the records carry the fencing token that every later verb on them
+        needs. An empty list means that there was nothing that could be claimed.
 
         Args:
             limit: 1 to 10 000.
@@ -75,7 +75,8 @@ class TaskClaims(TaskAdding):
                 looked = True
             if ready:
                 # Somebody else has it locked, who may yet give it back without a word.
-                return 1.0 if due_in is None else min(due_in, 1.0)
+                # What is due is among it.
+                return min(due_in, 1.0) if due_in else 1.0
             return due_in
 
         nouns = ("tasks.ready", "sessions")
@@ -101,59 +102,43 @@ class TaskClaims(TaskAdding):
         Raises:
             SessionClosed: the session is over.
         """
-        lease_id, claim_id = await self._scope.leases.current(), claim_id or new_id()
-        self._scope.leases.begin_claim(claim_id)
-        row = None
-        try:
-            row = await self._executor.fetch_one(
-                _SQL["claim_task"],
-                session_id=self._scope.session_id,
-                id=as_uuid(task_id, "task_id"),
-                agent_id=self._agent_id,
-                lease_id=lease_id,
-                claim_id=claim_id,
-            )
-        finally:
-            self._scope.leases.end_claim(claim_id, held=row is not None)
-        if row is None:
-            return None
-        self._hint("tasks.changed")
-        return TaskRecord.from_row(row)
+        claim_id = claim_id or new_id()
+        found = await self._claimed(
+            claim_id,
+            _SQL["claim_task"],
+            session_id=self._scope.session_id,
+            id=as_uuid(task_id, "task_id"),
+            agent_id=self._agent_id,
+            claim_id=claim_id,
+        )
+        return found[0] if found else None
 
     async def _claim_once(self, limit: int, capabilities: Sequence[str], claim_id: UUID) -> list[TaskRecord]:
-        agent_id = self._agent_id
-        lease_id = await self._scope.leases.current()
-        try:
-            rows = await self._claim_rows(agent_id, limit, capabilities, lease_id, claim_id)
-        except LeaseLost:
-            # Nothing was claimed: the process slept past its lease.
-            if self._executor.bound:
-                raise
-            await self._scope.leases.forget(lease_id)
-            lease_id = await self._scope.leases.current()
-            rows = await self._claim_rows(agent_id, limit, capabilities, lease_id, claim_id)
-        if rows:
-            self._hint("tasks.changed")
-        return [self._record(row) for row in rows]
+        return await self._claimed(
+            claim_id,
+            _SQL["claim_tasks"],
+            session_id=self._scope.session_id,
+            agent_id=self._agent_id,
+            capabilities=list(capabilities),
+            claim_id=claim_id,
+            limit=limit,
+        )
 
-    async def _claim_rows(
-        self, agent_id: str, limit: int, capabilities: Sequence[str], lease_id: UUID, claim_id: UUID
-    ) -> list[Any]:
-        self._scope.leases.begin_claim(claim_id)
-        rows: list[Any] = []
-        try:
-            rows = await self._executor.fetch_all(
-                _SQL["claim_tasks"],
-                session_id=self._scope.session_id,
-                agent_id=agent_id,
-                capabilities=list(capabilities),
-                lease_id=lease_id,
-                claim_id=claim_id,
-                limit=limit,
-            )
-        finally:
-            self._scope.leases.end_claim(claim_id, held=bool(rows))
-        return rows
+    async def _claimed(self, by: UUID, statement: Statement, **params: Any) -> list[TaskRecord]:
+        """The tasks that the statement claims by that id; what it may have claimed when this raises goes back."""
+
+        async def claim(lease_id: UUID) -> list[TaskRecord]:
+            async with self._scope.leases.claiming(by, bound=self._executor.bound) as made:
+                rows = await self._executor.fetch_all(statement, lease_id=lease_id, **params)
+                tasks = [self._record(row) for row in rows]
+                tasks.sort(key=lambda task: (-task.priority, task.id))
+                made.held = bool(tasks)
+            return tasks
+
+        tasks = await self._under_lease(claim)
+        if tasks:
+            self._hint("tasks.changed")
+        return tasks
 
     async def complete(self, task: TaskRecord, result: Any = None) -> None:
         """The task is completed with ``result`` (JSON, up to 1 MiB), and what depended on it is ready, at once.
@@ -202,11 +187,10 @@ class TaskClaims(TaskAdding):
             raise InvalidInput("limit must be between 1 and 10000.", field="limit")
         chosen = self._scope.capabilities if capabilities is None else capabilities
         checked = check_names(chosen, "capabilities", 100)
-        lease_id, claim_id = await self._scope.leases.current(), claim_id or new_id()
-        self._scope.leases.begin_claim(claim_id)
-        rows: list[Any] = []
+        claim_id = claim_id or new_id()
         try:
-            rows = await self._executor.fetch_all(
+            return await self._claimed(
+                claim_id,
                 _ENGINE["complete_and_claim"],
                 session_id=self._scope.session_id,
                 id=task.id,
@@ -215,21 +199,15 @@ class TaskClaims(TaskAdding):
                 result=None if result is None else dump_json(result, "result"),
                 agent_id=self._agent_id,
                 capabilities=checked,
-                lease_id=lease_id,
                 next_claim_id=claim_id,
                 limit=limit,
             )
         except LeaseLost:
             if self._executor.bound:
                 raise
-            # Nothing has happened. Either the task is not ours, which is told again, the result then kept aside; or
-            # the lease that the next ones should come under is gone.
+            # Nothing has happened, for the task is not ours: which is told again, the result then kept aside.
             await self.complete(task, result)
             return await self._claim_once(limit, checked, claim_id)
-        finally:
-            self._scope.leases.end_claim(claim_id, held=bool(rows))
-        self._hint("tasks.changed")
-        return [self._record(row) for row in rows]
 
     async def complete_many(self, results: Sequence[tuple[TaskRecord, Any]]) -> list[UUID]:
         """All held tasks among them are completed; returns the ids of those that were refused, results kept aside.

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ..errors import InvalidInput
 from ..ids import as_uuid, new_id
-from ..jsonable import check_text
+from ..jsonable import check_duration, check_text
 from ..models.gates import Pause, Pruned, Why
 from ..models.tasks import FINAL, TaskStatus
 from ..store.statements import statements
@@ -19,6 +19,7 @@ __all__ = ["TaskGates"]
 _SQL = statements("gates")
 _EVENTS = statements("events")
 _BATCH = 5000
+_LONGEST = timedelta(days=36_500)
 
 
 class TaskGates(Repository):
@@ -137,9 +138,10 @@ class TaskGates(Repository):
         row = await self._executor.fetch_one(_SQL["retention"], session_id=self._scope.session_id)
         assert row is not None
         age: timedelta | None = row["retention"] if older_than is None else older_than
-        if age is None or age < timedelta(0):
+        if age is None or not timedelta() <= check_duration(age, "older_than") <= _LONGEST:
             raise InvalidInput(
-                "Say how old what goes must be: give older_than, or set the session's retention.", field="older_than"
+                "Say how old what goes must be: give older_than (0 to 100 years), or set the session's retention.",
+                field="older_than",
             )
         before: datetime = row["now"] - age
         tasks = await self._pruned("prune_tasks", before, statuses, dry_run)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from uuid import UUID
 
-from ..errors import LeaseLost, LockNotAcquired, NotFound, WaitNotAllowed
+from ..errors import BlackboardError, LeaseLost, LockNotAcquired, NotFound, WaitNotAllowed
 from ..ids import as_uuid, new_id
 from ..jsonable import check_text
 from ..models.locks import LockGrant, LockRecord
 from ..store.statements import statements
-from .scope import Repository, soon
+from .scope import Repository, in_doubt, soon
 
 __all__ = ["Locks"]
 
@@ -50,21 +50,30 @@ class Locks(Repository):
         Raises:
             IdempotencyConflict: the request is for another lock or of another agent.
             InvalidInput: a value is refused; names the field.
-            LeaseLost: this process's lease has lapsed.
+            LeaseLost: this process's lease lapsed, on a handle that is bound to a caller's connection.
             NotPermitted: this agent is no member any more.
             SessionClosed: the session is over.
         """
         request = new_id() if request_id is None else as_uuid(request_id, "request_id")
-        row = await self._executor.fetch_one(
-            _SQL["acquire_lock"],
-            session_id=self._scope.session_id,
-            name=check_text(name, "name", 300, 1),
-            agent_id=self._agent_id,
-            lease_id=await self._scope.leases.current(),
-            request_id=request,
-            ttl=ttl,
-            wait=wait,
-        )
+        checked, agent_id = check_text(name, "name", 300, 1), self._agent_id
+        try:
+            row = await self._under_lease(
+                lambda lease_id: self._executor.fetch_one(
+                    _SQL["acquire_lock"],
+                    session_id=self._scope.session_id,
+                    name=checked,
+                    agent_id=agent_id,
+                    lease_id=lease_id,
+                    request_id=request,
+                    ttl=ttl,
+                    wait=wait,
+                )
+            )
+        except BaseException as error:
+            if request_id is None and in_doubt(error):
+                # Nobody else could ever release it.
+                self._owe_cancel(request)
+            raise
         assert row is not None
         lock = LockRecord.from_row(row)
         return _grant(lock) if lock.request_id == request else None
@@ -97,10 +106,15 @@ class Locks(Repository):
         except WaitNotAllowed:
             raise
         except BaseException:
-            # [async-only]
-            await asyncio.shield(self.cancel_wait(request))
-            # [end]
-            # [sync-only] self.cancel_wait(request)
+            cancelled = self._owe_cancel(request)
+            # Why nobody waits any more matters more than that the queue could not be told: it is told later.
+            with suppress(BlackboardError):
+                # [async-only]
+                ended = await asyncio.shield(self.cancel_wait(request))
+                # [end]
+                # [sync-only] ended = self.cancel_wait(request)
+                if ended:
+                    cancelled()
             raise
         if grant is None:
             holder = (await self.get(name)).holder
@@ -161,6 +175,11 @@ class Locks(Repository):
             name=check_text(name, "name", 300, 1),
             agent_id=self._agent_id,
             token=token,
+        )
+
+    def _owe_cancel(self, request: UUID) -> Callable[[], None]:
+        return self._scope.leases.owe(
+            _SQL["cancel_lock_wait"], session_id=self._scope.session_id, agent_id=self._agent_id, request_id=request
         )
 
     async def cancel_wait(self, request_id: UUID | str) -> bool:

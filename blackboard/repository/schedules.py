@@ -17,6 +17,7 @@ from ..store.executor import Executor, Row
 from ..store.listener import Listener
 from ..store.statements import statements
 from ..store.subscription import Subscription
+from .adding import check_priority, packed_options
 from .scope import Repository
 
 __all__ = ["Scheduler", "Schedules"]
@@ -76,19 +77,13 @@ class Schedules(Repository):
             NotFound: no such session.
             SessionClosed: the session is over.
         """
-        options: dict[str, Any] = {}
-        if assigned_to is not None:
-            options["assigned_to"] = check_text(assigned_to, "assigned_to", 100, 1)
-        if timeout is not None:
-            options["timeout"] = f"{timeout.total_seconds()} seconds"
-        if requires_approval:
-            options["requires_approval"] = True
-        if max_attempts != 5:
-            options["max_attempts"] = max_attempts
-        if retry_delay != timedelta(seconds=1):
-            options["retry_delay"] = f"{retry_delay.total_seconds()} seconds"
-        if not 0 <= priority <= 10:
-            raise InvalidInput(f"priority must be between 0 and 10, got {priority}.", field="priority")
+        options = packed_options(
+            assigned_to=assigned_to,
+            timeout=timeout,
+            requires_approval=requires_approval,
+            max_attempts=max_attempts,
+            retry_delay=retry_delay,
+        )
         expression = Cron(check_text(cron, "cron", 200, 1), check_text(timezone, "timezone", 100, 1))
         row = await self._executor.fetch_one(
             _SQL["add_schedule"],
@@ -99,9 +94,9 @@ class Schedules(Repository):
             timezone=timezone,
             type=check_text(type, "type", 50, 1),
             capability=check_text(capability, "capability", 100),
-            priority=priority,
+            priority=check_priority(priority),
             parameters=dump_json({} if parameters is None else parameters, "parameters"),
-            options=dump_json(options, "options"),
+            options=options or "{}",
             missed=_missed(missed),
             next_at=expression.next(await self._now()),
             actor=self._scope.actor,
@@ -294,8 +289,11 @@ async def _fire(executor: Executor, row: Row) -> list[Firing]:
 
 
 def task_id(schedule_id: UUID, planned_at: datetime) -> UUID:
-    """The id of the task that stands for that planned time; the same whoever fires it."""
-    return uuid5(UUID(int=schedule_id.int), f"{planned_at.timestamp():.6f}")
+    """The id of the task that stands for that planned time; the same whoever fires it, and in order of the times."""
+    known = uuid5(UUID(int=schedule_id.int), f"{planned_at.timestamp():.6f}").int
+    milliseconds = int(planned_at.timestamp() * 1000)
+    # As a UUIDv7: 48 bits of time, the version, and what is known of both.
+    return UUID(int=milliseconds << 80 | 7 << 76 | known & ((1 << 76) - 1))
 
 
 def _missed(value: Missed | str) -> str:

@@ -31,7 +31,7 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
         """The task is cancelled; a running one is asked to stop, which its holder sees with its next progress report.
 
         Raises:
-            InvalidTransition: it has finished already.
+            InvalidTransition: it has finished already; a dead one is given up with ``discard``.
             NotFound: no such task.
         """
         return await self._one(
@@ -45,7 +45,7 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
             InvalidTransition: it waits for no approval.
             NotFound: no such task.
         """
-        return await self._one("decide_task", task_id, approved=True, by=by or self._scope.actor, reason="")
+        return await self._one("decide_task", task_id, approved=True, by=by or self._scope.actor, reason="", key=None)
 
     async def reject(self, task_id: UUID | str, *, by: str | None = None, reason: str = "") -> TaskRecord:
         """The task that required approval is cancelled.
@@ -60,6 +60,7 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
             approved=False,
             by=by or self._scope.actor,
             reason=check_text(reason, "reason", 4000),
+            key=self._call_key(),
         )
 
     async def redrive(self, task_id: UUID | str) -> TaskRecord:
@@ -72,7 +73,7 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
             InvalidTransition: it is neither failed nor dead.
             NotFound: no such task.
         """
-        return await self._one("redrive_task", task_id, actor=self._scope.actor)
+        return await self._one("redrive_task", task_id, actor=self._scope.actor, key=self._call_key())
 
     async def get(self, task_id: UUID | str) -> TaskRecord:
         """One task.
@@ -94,15 +95,17 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
         type: str | None = None,  # noqa: A002
         capability: str | None = None,
         assigned_to: str | None = None,
+        newest: bool = False,
         limit: int = 100,
     ) -> list[TaskRecord]:
-        """The tasks that match, oldest first.
+        """The tasks that match, oldest first; more exactly in order of id, which only a caller's own ids may leave.
 
         Args:
             status: one or several; by default any.
             type: only those.
             capability: only those that need it.
             assigned_to: only those that are with this agent, as ``TaskRecord.assignee`` says.
+            newest: the newest first.
             limit: at most so many.
 
         Raises:
@@ -110,7 +113,7 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
         """
         wanted = [status] if isinstance(status, str) else status
         rows = await self._executor.fetch_all(
-            _SQL["list_tasks"],
+            _SQL["list_newest_tasks" if newest else "list_tasks"],
             session_id=self._scope.session_id,
             statuses=None if wanted is None else [_status(one) for one in wanted],
             type=type,

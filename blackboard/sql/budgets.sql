@@ -1,7 +1,7 @@
 -- name: set_budget
 -- Sets a budget and returns it. Locks: the session's budgets lock, the row.
 SELECT b.session_id, b.id, b.scope, b.agent_id, b.task_id, b.unit, b.currency, b.ceiling, b.soft, b.period AS window,
-       b.window_start, b.window_start + make_interval(secs => extract(epoch FROM b.period)::float8) AS resets_at,
+       b.window_start, b.window_start + make_interval(secs => CAST(extract(epoch FROM b.period) AS float8)) AS resets_at,
        b.reserved, b.spent, b.opening,
        b.ceiling - b.spent - b.reserved AS remaining, b.created_by, b.created_at
 FROM blackboard.set_budget(
@@ -22,7 +22,7 @@ SELECT b.session_id, b.id, b.scope, b.agent_id, b.task_id, b.unit, b.currency, b
             THEN greatest(b.window_start, blackboard.budget_window(b.period, blackboard.now())) END AS window_start,
        CASE WHEN b.period IS NOT NULL
             THEN greatest(b.window_start, blackboard.budget_window(b.period, blackboard.now()))
-                 + make_interval(secs => extract(epoch FROM b.period)::float8)
+                 + make_interval(secs => CAST(extract(epoch FROM b.period) AS float8))
        END AS resets_at,
        b.reserved, blackboard.budget_spent(b) AS spent,
        CASE WHEN blackboard.budget_spent(b) < b.spent THEN 0 ELSE b.opening END AS opening,

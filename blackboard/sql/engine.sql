@@ -55,11 +55,13 @@ FROM blackboard.fail_tasks(
     CAST(:max_attempts AS integer[]), CAST(:agent_id AS text));
 
 -- name: release_tasks
--- Hands many held tasks back; where each went. Locks: the rows by id. Index: tasks_pkey.
+-- Hands many held tasks back; where each went. Those that are unstarted were claimed and not begun, and are their agent's
+-- again if they were assigned. Locks: the rows by id. Indexes: tasks_pkey, events_subject.
 SELECT id, status
 FROM blackboard.release_tasks(
     CAST(:session_id AS uuid), CAST(:ids AS uuid[]), CAST(:claim_ids AS uuid[]), CAST(:attempts AS integer[]),
-    CAST(:delays AS interval[]), CAST(CAST(:errors AS text[]) AS jsonb[]), CAST(:agent_id AS text));
+    CAST(:delays AS interval[]), CAST(CAST(:errors AS text[]) AS jsonb[]), CAST(:agent_id AS text),
+    CAST(:unstarted AS boolean[]));
 
 -- name: look_for_tasks
 -- Which sessions have something to claim, in how long the next scheduled task is due, and where there may be something
@@ -67,12 +69,6 @@ FROM blackboard.release_tasks(
 -- Indexes: tasks_ready, tasks_assigned, tasks_scheduled.
 SELECT session_id, status, ready, due_in, floored
 FROM blackboard.look_for_tasks(CAST(:session_ids AS uuid[]), CAST(:agent_id AS text), CAST(:capabilities AS text[]));
-
--- name: list_held_tasks
--- What a lease holds. Index: tasks_leased.
-SELECT session_id, id, claim_id, attempt, assigned_to
-FROM blackboard.tasks
-WHERE lease_id = CAST(:lease_id AS uuid);
 
 -- name: list_cancel_requests
 -- Which of the tasks that a lease holds, by this claim or later ones, were asked to stop. Index: tasks_leased.
@@ -95,12 +91,13 @@ ORDER BY completed_at DESC, id DESC
 LIMIT CAST(:limit AS integer);
 
 -- name: redrive_tasks
--- Dead tasks that match start over; their ids. Locks: the rows, skipping locked ones. Index: tasks_dead.
+-- Dead tasks that match start over; their ids, the same ones for the same key.
+-- Locks: the key, the rows, skipping locked ones. Index: tasks_dead.
 SELECT id
 FROM blackboard.redrive_tasks(
     CAST(:session_id AS uuid), CAST(:type AS text), CAST(:error_code AS text),
     blackboard.now() - CAST(:older_than AS interval), CAST(:limit AS integer), CAST(:dry_run AS boolean),
-    CAST(:actor AS text)) AS redriven (id);
+    CAST(:actor AS text), CAST(:key AS text)) AS redriven (id);
 
 -- name: discard_task
 -- Gives a dead task up for good. Locks: the row.

@@ -65,7 +65,7 @@ FROM blackboard.tasks
 WHERE session_id = CAST(:session_id AS uuid) AND id = ANY (CAST(:ids AS uuid[]));
 
 -- name: list_tasks
--- In order of id, which is that of creation for ids made by the client; NULL means any. A task that waits for anybody is
+-- In order of id, which is that of creation unless a caller made the id; NULL means any. A task that waits for anybody is
 -- with nobody, whoever had it last. Index: tasks_pkey.
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
@@ -79,8 +79,26 @@ WHERE session_id = CAST(:session_id AS uuid)
   AND (CAST(:capability AS text) IS NULL OR capability = CAST(:capability AS text))
   AND (CAST(:assigned_to AS text) IS NULL
        OR (assigned_to = CAST(:assigned_to AS text)
-           AND (attempt = 0 OR status NOT IN ('scheduled', 'blocked', 'awaiting_approval', 'held', 'pending'))))
+           AND (claim_id IS NULL OR status NOT IN ('scheduled', 'blocked', 'awaiting_approval', 'held', 'pending'))))
 ORDER BY id
+LIMIT CAST(:limit AS integer);
+
+-- name: list_newest_tasks
+-- As list_tasks, from the other end. Index: tasks_pkey, backward.
+SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
+       requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
+       started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
+       CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
+       unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
+FROM blackboard.tasks
+WHERE session_id = CAST(:session_id AS uuid)
+  AND (CAST(:statuses AS text[]) IS NULL OR status = ANY (CAST(:statuses AS text[])))
+  AND (CAST(:type AS text) IS NULL OR type = CAST(:type AS text))
+  AND (CAST(:capability AS text) IS NULL OR capability = CAST(:capability AS text))
+  AND (CAST(:assigned_to AS text) IS NULL
+       OR (assigned_to = CAST(:assigned_to AS text)
+           AND (claim_id IS NULL OR status NOT IN ('scheduled', 'blocked', 'awaiting_approval', 'held', 'pending'))))
+ORDER BY id DESC
 LIMIT CAST(:limit AS integer);
 
 -- name: count_tasks
@@ -173,7 +191,7 @@ FROM blackboard.cancel_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:reason AS text), CAST(:actor AS text));
 
 -- name: decide_task
--- Approves or rejects a task that requires approval. Locks: the row.
+-- Approves or rejects a task that requires approval; the same key returns it as it is. Locks: the key, the row.
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
@@ -181,17 +199,17 @@ SELECT session_id, id, type, capability, priority, status, CAST(parameters AS te
        unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.decide_task(
     CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:approved AS boolean), CAST(:by AS text),
-    CAST(:reason AS text));
+    CAST(:reason AS text), CAST(:key AS text));
 
 -- name: redrive_task
--- Starts over a failed or dead task. Locks: the row.
+-- Starts over a failed or dead task; the same key returns it as it is. Locks: the key, the row.
 SELECT session_id, id, type, capability, priority, status, CAST(parameters AS text) AS parameters, assigned_to, timeout,
        requires_approval, approved_by, run_at, attempt, released, max_attempts, retry_delay, claim_id, lease_id,
        started_at, deadline_at, cancel_requested, blockers, CAST(progress AS text) AS progress,
        CAST(result AS text) AS result, CAST(error AS text) AS error, created_by, created_at, completed_at,
        unique_key, limit_key, expires_at, fallback, CAST(held AS text) AS held
 FROM blackboard.redrive_task(
-    CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:actor AS text));
+    CAST(:session_id AS uuid), CAST(:id AS uuid), CAST(:actor AS text), CAST(:key AS text));
 
 -- name: list_late_results
 -- What late owners handed in for a task. Index: late_results_once.

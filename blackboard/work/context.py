@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import LeaseLost
+from ..errors import ConfigurationError, LeaseLost
 from ..jsonable import dump_json, load_json
 from ..models.tasks import TaskRecord, TaskStatus
 from ..store.asyncpg_executor import AsyncpgConnectionExecutor
@@ -34,10 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["BlockingTaskContext", "BlockingTaskTransaction", "TaskContext", "TaskTransaction"]
 
 _USUAL_DELAY = timedelta(seconds=1)
+# The wait for a connection, opening it and asking once more among it.
+_BEGIN_SECONDS = 3 * answers.COMMIT_SECONDS
 
 
 class TaskContext:
     """One attempt at a task, for the handler that makes it.
+
+    For handlers are its properties and methods, ``reason``, ``claim_id`` and ``lease_id``; what else it shows is the
+    worker's own book-keeping.
 
     Made for every task that is claimed, so it does as little as it can until it is asked.
     """
@@ -48,6 +53,7 @@ class TaskContext:
     timer: asyncio.TimerHandle | None = None
     reason: str | None = None
     _record: TaskRecord | None = None
+    _in_transaction = False
 
     def __init__(
         self, core: Core, lane: Lane, row: Mapping[str, Any], claim_id: UUID, lease_id: UUID, sent_at: float
@@ -100,6 +106,13 @@ class TaskContext:
     def parameters(self) -> Any:
         """What the task was added with."""
         return load_json(self.row["parameters"]) if self._record is None else self._record.parameters
+
+    async def inputs(self) -> dict[str, Any]:
+        """What the task reads as a stage of a flow, by name, as it is bound; ``{}`` for a task of no flow.
+
+        None stands for what a stage did not give: it was skipped, it failed, or its result has no such path.
+        """
+        return await self.session.flows.inputs(self.task)
 
     @property
     def agent(self) -> Agent:
@@ -160,26 +173,41 @@ class TaskContext:
                 await tx.complete({"invoice": 7})
 
         Without ``complete`` the rows commit and the task goes on. If the task was taken from this worker, ``complete``
-        raises ``LeaseLost`` and everything rolls back; its result is then kept aside.
+        raises ``LeaseLost`` and everything rolls back, also if that is caught in the block; the result is then kept
+        aside. One task has one transaction at a time; within it there are savepoints.
 
         Args:
             isolation: of the transaction; read committed by default.
 
         Raises:
+            ConfigurationError: a transaction of this task is open already.
+            LeaseLost: ``complete`` raised it.
             ServerUnreachable: the connection was cut. At the commit it is then unknown whether it happened; the
                 attempt fails, and the board knows better: a completion that did commit stays.
         """
+        if self._in_transaction:
+            # There are as many connections as slots: two of them for one handler could wait for each other for ever.
+            raise ConfigurationError(
+                f"{self!r} has a transaction open already; use that one, with savepoints inside, or leave it first."
+            )
+        self._in_transaction = True
         tx: TaskTransaction | None = None
         try:
-            async with self.core.transactions.transaction(isolation) as executor:
+            async with AsyncExitStack() as stack:
+                async with answers.in_time(_BEGIN_SECONDS):
+                    executor = await stack.enter_async_context(self.core.transactions.transaction(isolation))
                 tx = TaskTransaction(self, cast("AsyncpgConnectionExecutor", executor))
                 yield tx
+                if tx.refused is not None:
+                    raise tx.refused
         except LeaseLost:
-            if tx is not None and tx.refused:
+            if tx is not None and tx.refused is not None:
                 # What was kept aside went with the rollback; handed in once more it is refused again, and stays.
                 self.core.outbox.complete(self, tx.result)
                 self.settled = True
             raise
+        finally:
+            self._in_transaction = False
         if tx.completed:
             self.settled = True
             self.core.transacted(self)
@@ -202,7 +230,7 @@ class TaskTransaction:
         self.board: BoundBlackboard = ctx.core.board.bind(self.connection)
         self.agent: Agent = self.board.agent(ctx.agent)
         self.completed = False
-        self.refused = False
+        self.refused: LeaseLost | None = None
         self.result: str | None = None
 
     async def complete(self, result: Any = None) -> None:
@@ -220,8 +248,8 @@ class TaskTransaction:
         try:
             async with answers.in_time(answers.COMMIT_SECONDS):
                 await self.agent.tasks.complete(ctx.task, result)
-        except LeaseLost:
-            self.refused = True
+        except LeaseLost as error:
+            self.refused = error
             raise
         self.completed = True
 
@@ -246,6 +274,10 @@ class BlockingTaskContext:
     def parameters(self) -> Any:
         """What the task was added with."""
         return self._ctx.parameters
+
+    def inputs(self) -> dict[str, Any]:
+        """As ``TaskContext.inputs``."""
+        return call(self._loop, self._ctx.inputs())
 
     @property
     def agent(self) -> BlockingAgent:

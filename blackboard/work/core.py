@@ -75,6 +75,7 @@ class Lane:
         misses: how often in a row there was something that could not be claimed.
         not_before: when it is worth another claim after that.
         due_at: when its next scheduled task is due.
+        floored: it may hold something that the connection for claims does not see before ``due_at``.
         look_by: when it is to be looked at, however busy the others are: something is due, or a hint was lost.
         unheard: its listeners were not yet told what was claimed of it.
         in_vain: how many hints in a row came to nothing: others were quicker.
@@ -91,6 +92,7 @@ class Lane:
     misses: int = 0
     not_before: float = 0.0
     due_at: float | None = None
+    floored: bool = False
     look_by: float = 0.0
     closed: bool = False
     unheard: bool = False
@@ -127,6 +129,10 @@ class Line(AsyncpgExecutor):
 
     def __init__(self, url: str, name: str, size: int = 1) -> None:
         super().__init__(url, pool_size=size, application_name=name)
+
+    async def renew(self) -> None:
+        """What comes next goes over new connections: they know of no floors, unless a pooler gives them an old one."""
+        await self._close_idle(monotonic())
 
 
 class Outage:
@@ -195,6 +201,8 @@ class Core:
     # Everything that this worker has claimed and not yet been told the end of.
     held: set[TaskContext] = field(default_factory=set[TaskContext])
     counts: Counts = field(default_factory=Counts)
+    # The worker ends when nothing is left.
+    draining: bool = False
     # No new task is started any more.
     stopping: bool = False
     # Wakes the worker's own loop: something that it waits for may have happened.

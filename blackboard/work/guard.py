@@ -1,12 +1,12 @@
-"""Watches over what runs: the lease, maximum run times, requests to stop, and claims whose answer was cut."""
+"""Watches over what runs: the lease, maximum run times, and requests to stop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from time import monotonic, perf_counter
-from typing import Any
 from uuid import UUID
 
 from ..errors import BlackboardError
@@ -21,7 +21,6 @@ _SQL = statements("engine")
 _LOOK_SECONDS = 0.5
 _YOUNG_SECONDS = 0.25
 _STALE_SECONDS = 1.0
-_MANY_CLAIMS = 10_000
 
 
 class Guard:
@@ -31,32 +30,28 @@ class Guard:
         self._core = core
         self._loop = asyncio.get_running_loop()
         self._leave: Callable[[], None] | None = None
-        self._audits: set[asyncio.Task[None]] = set()
         self._outage = Outage("a look for requests to stop")
         # Leases that have lapsed in this worker's time.
         self.lost: set[UUID] = set()
 
     def start(self) -> None:
         """The lease is watched from here on."""
-        self._leave = self._core.lanes[0].session.scope.leases.watch(self)
+        self._leave = self._core.lanes[0].session.scope.leases.watch(self, self._core.agent_id)
 
     def close(self) -> None:
-        """Nothing is watched any more."""
+        """Nothing is watched any more; what this worker has not ended goes back with the next count of the lease."""
+        leases = self._core.lanes[0].session.scope.leases
         if self._leave is not None:
             self._leave()
             self._leave = None
-        for audit in self._audits:
-            audit.cancel()
+        # Whose outcome could not be written: nobody works on it any more.
+        leases.drop_claims({ctx.claim_id for ctx in self._core.held})
 
     # ---------------------------------------------------------------------------------------------------- the lease
 
     def on_lost(self, lease_id: UUID) -> None:
-        """From the heartbeat's thread."""
+        """From the heartbeat's thread, or from who was told so by the server."""
         self._loop.call_soon_threadsafe(self.lose, lease_id)
-
-    def on_count(self, lease_id: UUID, held: int, since: UUID | None) -> None:
-        """From the heartbeat's thread."""
-        self._loop.call_soon_threadsafe(self._counted, lease_id, held, since)
 
     def lose(self, lease_id: UUID) -> None:
         """What was claimed under that lease is somebody else's: it is dropped, and nothing of it is written."""
@@ -79,55 +74,18 @@ class Guard:
         core.intake.stir()
         core.changed.set()
 
-    def _counted(self, lease_id: UUID, held: int, since: UUID | None) -> None:
-        core = self._core
-        known = len(core.held) if since is None else sum(ctx.claim_id >= since for ctx in core.held)
-        # An audit also forgets the claims that hold nothing any more.
-        many = len(core.lanes[0].session.scope.leases.claims(answered=True)) > _MANY_CLAIMS
-        if (held > known or many) and not self._audits and lease_id not in self.lost:
-            audit = asyncio.ensure_future(self.audit(lease_id))
-            self._audits.add(audit)
-            audit.add_done_callback(self._audited)
-
-    def _audited(self, audit: asyncio.Task[None]) -> None:
-        self._audits.discard(audit)
-        if not audit.cancelled() and (error := audit.exception()) is not None:
-            log.warning("what the lease holds could not be compared: %s", error)
-
     async def audit(self, lease_id: UUID) -> None:
-        """Tasks that the server says this agent runs, and that nobody here knows of, are handed back.
+        """What the lease holds without anybody here knowing of it was handed back: claims whose answer was cut."""
+        leases = self._core.lanes[0].session.scope.leases
+        counted = asyncio.Event()
 
-        They come from claims whose answer was cut. Claims of other agents, and those made by hand with this process's
-        handles, are left alone.
-        """
-        core = self._core
-        scope = core.lanes[0].session.scope
-        answered, known = scope.leases.claims(answered=True), scope.leases.claims()
-        async with self._outage.answer():
-            rows = await scope.executor.fetch_all(_SQL["list_held_tasks"], lease_id=lease_id)
-        known |= scope.leases.claims()
-        scope.leases.drop_claims(answered - {row["claim_id"] for row in rows})
-        unknown: dict[UUID, list[Any]] = {}
-        for row in rows:
-            if row["assigned_to"] == core.agent_id and row["claim_id"] not in known:
-                unknown.setdefault(row["session_id"], []).append(row)
-        for lane in core.lanes:
-            if lost := unknown.get(lane.session.id):
-                log.warning("%d tasks were claimed without our knowing, and are handed back", len(lost))
-                async with self._outage.answer():
-                    await scope.executor.fetch_all(
-                        _SQL["release_tasks"],
-                        session_id=lane.session.id,
-                        ids=[row["id"] for row in lost],
-                        claim_ids=[row["claim_id"] for row in lost],
-                        attempts=[row["attempt"] for row in lost],
-                        delays=[None for _ in lost],
-                        errors=[None for _ in lost],
-                        agent_id=lane.agent.id,
-                    )
-                lane.hot = True
-                lane.notify()
-                core.intake.stir()
+        def told() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(counted.set)
+
+        if lease_id not in self.lost:
+            leases.count_now(told)
+            await counted.wait()
 
     # -------------------------------------------------------------------------------------------- what is to stop
 
@@ -136,7 +94,9 @@ class Guard:
         left = ctx.seconds_left
         assert left is not None
         if left <= 0:
-            self._expire(ctx)
+            # Not interrupted: its slot runs no handler of it, and the next one would be cancelled instead.
+            ctx.reason = "timeout"
+            self._time_out(ctx)
             return False
         ctx.timer = self._loop.call_later(left, self._expire, ctx)
         return True
@@ -144,11 +104,14 @@ class Guard:
     def _expire(self, ctx: TaskContext) -> None:
         if ctx.settled or ctx not in self._core.running:
             return
+        # At once, and not when the handler has ended: a thread may never do so, and the board would end it as well.
+        self._time_out(ctx)
+        self.interrupt(ctx, "timeout")
+
+    def _time_out(self, ctx: TaskContext) -> None:
         ctx.settled = True
         timeout: timedelta = ctx.row["timeout"]
-        # At once, and not when the handler has ended: a thread may never do so, and the board would end it as well.
         self._core.outbox.fail(ctx, {"code": "timeout", "message": f"It ran longer than its timeout of {timeout}."})
-        self.interrupt(ctx, "timeout")
 
     def interrupt(self, ctx: TaskContext, reason: str) -> None:
         """The handler is asked to stop: a coroutine by cancellation, a thread by ``cancelled``."""
@@ -196,7 +159,7 @@ class Guard:
             if meant(ctx):
                 self.interrupt(ctx, "cancelled")
         for ctx in core.take_buffered(meant):
-            core.outbox.release(ctx)
+            core.outbox.release(ctx, unstarted=True)
 
     def _hand_back_stale(self) -> None:
         """What was claimed ahead of slow handlers goes back: others may be free."""
@@ -206,6 +169,6 @@ class Guard:
             return
         stale = core.take_buffered(lambda ctx: ctx.sent_at <= before)
         for ctx in stale:
-            core.outbox.release(ctx)
+            core.outbox.release(ctx, unstarted=True)
         core.slots.took = max(core.slots.took or 0.0, _STALE_SECONDS)
         log.info("%d tasks that could not be started in time are handed back", len(stale))

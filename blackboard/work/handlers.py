@@ -74,7 +74,7 @@ class Handlers(Mapping[str, Handler]):
             type: 1 to 50 characters.
             function: called with one context; a coroutine function runs on the event loop and must not block it, any
                 other one runs in a thread, and what it awaits for it blocks.
-            retry: what a failure means; else what the task was added with.
+            retry: what a failure means, unless a task was added with numbers of its own; see ``RetryPolicy``.
 
         Raises:
             ConfigurationError: the type has a handler already.

@@ -6,17 +6,22 @@ import logging
 import os
 import random
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from time import monotonic, time
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 from uuid import UUID
 
-from ..errors import InvalidInput, LeaseLost, ServerUnreachable
-from ..store.link import Link, Stopped, Waker, backoff, parse_conninfo
+import psycopg.sql
 
-__all__ = ["Heartbeat"]
+from ..errors import BlackboardError, InvalidInput, LeaseLost, ServerUnreachable
+from ..store.link import Link, Stopped, Waker, backoff, parse_conninfo
+from ..store.statements import Statement
+
+__all__ = ["Ask", "Heartbeat"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +30,19 @@ _STOP_SECONDS = 1.0
 # Every so many beats all that the lease holds is counted, otherwise only what was claimed in the last two terms: while
 # somebody holds an old snapshot, the server walks over everything that was ever claimed to count all.
 _FULL_COUNT_EVERY = 10
+
+
+class Ask(Protocol):
+    """Runs a statement on the heartbeat's own connection: while the server answers at all, within a sixth of the term.
+
+    Raises:
+        ServerUnreachable: there was no answer.
+        BlackboardError: the server refused it.
+    """
+
+    def __call__(self, statement: Statement, **params: Any) -> list[bytes | None]:
+        """The first row, as text; empty without one."""
+        ...
 
 
 class Heartbeat:
@@ -49,6 +67,7 @@ class Heartbeat:
         *,
         on_lost: Callable[[], None] | None = None,
         on_count: Callable[[int, UUID | None], None] | None = None,
+        tend: Callable[[Ask, int, UUID | None], None] | None = None,
     ) -> None:
         """Nothing runs yet; the lease counts as fresh from here.
 
@@ -59,6 +78,8 @@ class Heartbeat:
             on_lost: called once when the server says that the lease lapsed or is unknown.
             on_count: called after each renewal with the number of running tasks that the lease holds, and with the
                 claim id from which on they were counted (ids of claims are UUIDv7); None counts all.
+            tend: called after that with the same, and with what it can ask the server by. What it raises is logged,
+                and the lease is kept all the same.
 
         Raises:
             ConfigurationError: the URL cannot be parsed.
@@ -73,11 +94,14 @@ class Heartbeat:
         self._term = seconds
         self._on_lost = on_lost
         self._on_count = on_count
+        self._tend = tend
+        self._waiting: deque[Callable[[], None]] = deque()
         self._pid = os.getpid()
         self._began = monotonic()
         self._last_renewed_at: float | None = None
         self._renewals = 0
         self._lost = False
+        self._ended = False
         self._asked = False
         self._stopped = False
         self._state = threading.Lock()
@@ -129,8 +153,17 @@ class Heartbeat:
                 )
                 self._thread.start()
 
-    def beat_now(self) -> None:
-        """A renewal is asked for without waiting for its turn or a backoff; returns before its answer."""
+    def beat_now(self, then: Callable[[], None] | None = None) -> None:
+        """A renewal is asked for without waiting for its turn or a backoff; returns before its answer.
+
+        Args:
+            then: called in the heartbeat's thread when that one, or a later one, was answered and tended to; also when
+                there will be none.
+        """
+        if then is not None:
+            self._waiting.append(then)
+            if self._ended:
+                self._tell(len(self._waiting))
         if self._waker is not None and self._pid == os.getpid():
             self._asked = True
             self._waker.wake()
@@ -164,7 +197,10 @@ class Heartbeat:
                         continue
                     self._asked = False
                     began = monotonic()
+                    # Who asks from here on waits for the next one.
+                    waiting = len(self._waiting)
                     self._beat(link, answer_seconds)
+                    self._tell(waiting)
                     # Downward only: a third of the term is the promise, and processes started together drift apart.
                     due = began + third * random.uniform(0.85, 1.0)
                     failures = 0
@@ -188,6 +224,16 @@ class Heartbeat:
         if self._lost:
             _log.error("lease %s has lapsed: its work may be with somebody else", self._lease_id)
             _call(self._on_lost)
+        self._ended = True
+        self._tell(len(self._waiting))
+
+    def _tell(self, waiting: int) -> None:
+        for _ in range(waiting):
+            try:
+                then = self._waiting.popleft()
+            except IndexError:  # told by somebody else
+                return
+            _call(then)
 
     def _command(self, answer_seconds: float, since: UUID | None) -> bytes:
         # A renewal that waits for a lock must end on the server too, or every retry leaves one more behind it. Two
@@ -219,6 +265,23 @@ class Heartbeat:
         self._last_renewed_at = asked_at
         self._renewals += 1
         _call(self._on_count, int(held), since)
+        if self._tend is not None:
+            try:
+                self._tend(partial(_ask, link, answer_seconds / 2), int(held), since)
+            except Stopped:
+                raise
+            except Exception as error:
+                unexpected = not isinstance(error, BlackboardError)
+                _log.warning("what lease %s holds was not looked at: %s", self._lease_id, error, exc_info=unexpected)
+                link.close()
+
+
+def _ask(link: Link, seconds: float, statement: Statement, **params: Any) -> list[bytes | None]:
+    # One message and one transaction, as a renewal is. Plans must not hang on how fresh the statistics are.
+    statement.check(params)
+    quoted = {name: psycopg.sql.quote(value) for name, value in params.items()}
+    settings = f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; SET LOCAL enable_seqscan = off; "
+    return link.run((settings + statement.pyformat % quoted).encode())
 
 
 def _call(callback: Callable[..., None] | None, *args: object) -> None:

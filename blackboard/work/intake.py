@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from datetime import timedelta
 from functools import partial
+from operator import itemgetter
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -30,6 +31,10 @@ _LEAST_SHARE = 100
 _MOST_LANES = 200
 _LOOK_SECONDS = 0.1
 _FIRST_MISS_SECONDS = 0.01
+_RENEW_SECONDS = 1.0
+
+
+_by_priority = itemgetter("priority")
 
 
 class Intake:
@@ -46,6 +51,7 @@ class Intake:
         self._event = asyncio.Event()
         self._turn = 0
         self._look_at = 0.0
+        self._renewed_at = float("-inf")
         self._lease_id: UUID | None = None
         self._outage = Outage("a worker's claims")
         self._subscriptions: list[Subscription] = []
@@ -96,8 +102,14 @@ class Intake:
                     await self._look(emptied)
                 elif lanes:
                     await self._claim(lanes, room, self._share(room, ahead))
+                elif self._floored() and now - self._renewed_at >= _RENEW_SECONDS:
+                    # The last look leaves nothing out.
+                    self._renewed_at = now
+                    await self._line.renew()
+                    await self._look([lane for lane in core.lanes if not lane.closed])
                 else:
-                    self.dry = True
+                    # What could not be claimed just now (somebody has it locked, a slot is being freed) is not nothing.
+                    self.dry = not any(lane.hot and not lane.closed for lane in core.lanes)
                     core.changed.set()
                     if not await self._wait(self._until_next()):
                         await self._look([lane for lane in core.lanes if not lane.closed])
@@ -105,6 +117,9 @@ class Intake:
             except RETRYABLE as error:
                 await self._outage.wait(error, core.changed if core.stopping else None)
         core.changed.set()
+
+    def _floored(self) -> bool:
+        return self._core.draining and any(lane.floored and not lane.closed for lane in self._core.lanes)
 
     def _room(self) -> tuple[int, int]:
         """How many tasks there is room for, and how many of them ahead of free slots."""
@@ -170,7 +185,8 @@ class Intake:
             if lane.closed:
                 continue
             if lane.due_at is not None:
-                times.append(lane.due_at - now)
+                # What is due and could not be had is somebody else's for now: not before it is worth another claim.
+                times.append(max(lane.due_at, lane.not_before) - now)
             if lane.hot:
                 times.append(lane.not_before - now)
         return max(0.001, min(times))
@@ -180,13 +196,15 @@ class Intake:
         leases = lanes[0].session.scope.leases
         async with self._outage.answer():
             lease_id = await leases.current()
-            await self._appear(lease_id)
         claim_id = new_id()
-        sent_at = monotonic()
-        leases.begin_claim(claim_id)
-        rows: list[Any] = []
         try:
-            rows = await self._ask(lanes, lease_id, claim_id, limit, share)
+            # The lease may lapse between its start and this.
+            async with self._outage.answer():
+                await self._appear(lease_id)
+            sent_at = monotonic()
+            async with leases.claiming(claim_id) as claim:
+                rows = await self._ask(lanes, lease_id, claim_id, limit, share)
+                claim.held = bool(rows)
         except LeaseLost:
             core.guard.lose(lease_id)
             await leases.forget(lease_id)
@@ -196,11 +214,11 @@ class Intake:
             log.info("no more tasks from session %s: %s", lane.session.name, error)
             lane.closed, lane.hot, lane.recheck = True, False, False
             return
-        finally:
-            leases.end_claim(claim_id, held=bool(rows))
         if lease_id in core.guard.lost:
             core.counts.lost += len(rows)
             return
+        # By priority; within one they come by id.
+        rows.sort(key=_by_priority, reverse=True)
         if len(lanes) == 1:
             [lane] = lanes
             self._answered(lane, len(rows), min(limit, share))
@@ -236,7 +254,12 @@ class Intake:
             lane.not_before = monotonic() + min(self._poll_seconds, _FIRST_MISS_SECONDS * 2 ** min(lane.misses, 10))
 
     async def _ask(self, lanes: list[Lane], lease_id: UUID, claim_id: UUID, limit: int, share: int) -> list[Any]:
-        """The claim's answer, however often it takes to get it: asking again gives the same tasks."""
+        """The claim's answer, however often it takes to get it: asking again gives the same tasks.
+
+        Raises:
+            LeaseLost, NotFound, SessionClosed: nothing was claimed.
+            Unavailable, TransientError: nobody knows, and the worker stops or has lost its lease.
+        """
         agent = lanes[0].agent
         values: dict[str, Any] = {
             "agent_id": agent.id,
@@ -256,7 +279,7 @@ class Intake:
                     rows = await self._line.fetch_all(statement, **values)
             except RETRYABLE as error:
                 if self._core.stopping or lease_id in self._core.guard.lost:
-                    return []
+                    raise
                 await self._outage.wait(error)
             else:
                 self._outage.over()
@@ -301,6 +324,7 @@ class Intake:
             lane = by_id.pop(row["session_id"])
             due_in = row["due_in"]
             lane.due_at = None if due_in is None else now + due_in.total_seconds()
+            lane.floored = row["floored"]
             seconds = self._poll_seconds if due_in is None else min(self._poll_seconds, due_in.total_seconds())
             lane.look_by = now + seconds
             if row["status"] not in {"active", "paused"}:

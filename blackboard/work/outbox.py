@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ _ENGINE = statements("engine")
 
 _LINGER_SECONDS = 0.003
 _DEFAULT_ATTEMPTS = 5
+_REFUSED_DELAY = timedelta(seconds=30)
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class _Failure:
     outcome: str
     delay: timedelta | None
     max_attempts: int | None
+    # In words that no handler chose.
+    plain: bool = False
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class _Release:
     ctx: TaskContext
     delay: timedelta | None
     error: str | None
+    unstarted: bool = False
 
 
 class Outbox:
@@ -54,6 +58,8 @@ class Outbox:
         self._lingering: asyncio.Future[None] | None = None
         self._writing = 0
         self._outage = Outage("a worker's results")
+        # That have ended here, and that the database does not even take back for now.
+        self.refused: set[TaskContext] = set()
 
     # ------------------------------------------------------------------------------------------ what handlers end in
 
@@ -78,10 +84,18 @@ class Outbox:
         self._nudge()
 
     def release(
-        self, ctx: TaskContext, *, delay: timedelta | None = None, reason: dict[str, Any] | None = None
+        self,
+        ctx: TaskContext,
+        *,
+        delay: timedelta | None = None,
+        reason: dict[str, Any] | None = None,
+        unstarted: bool = False,
     ) -> None:
-        """The task is about to be handed back; it comes back after ``delay``, or at once."""
-        self._released.append(_Release(ctx, delay, None if reason is None else _error_text(reason)))
+        """The task is about to be handed back; it comes back after ``delay``, or at once.
+
+        One whose handler never began stays with whom it was assigned to: ``unstarted``.
+        """
+        self._released.append(_Release(ctx, delay, None if reason is None else _error_text(reason), unstarted))
         self._nudge()
 
     # --------------------------------------------------------------------------------------------------- the writer
@@ -223,12 +237,26 @@ class Outbox:
             for part in (slice(None, half), slice(half, None)):
                 await self._insist(batch[part], contexts[part], write)
             return
-        ctx = contexts[0]
+        ctx, one = contexts[0], batch[0]
         log.error("%r: its outcome was refused by the database: %s", ctx, error)
-        if batch[0] is ctx:
+        # No claim is dropped unwritten: under a lease that lives on, its task would be running for ever.
+        if one is ctx:
             # The result is at fault: the attempt fails with what the database said.
             failure = _Failure(ctx, _error_text(error), "retry", *_policy(ctx))
             await self._insist([failure], contexts, self._write_failed)
+        elif isinstance(one, _Failure) and not one.plain:
+            said = _error_text({"code": "outcome_refused", "message": storable(error.message[:10_000])})
+            await self._insist([replace(one, error=said, plain=True)], contexts, self._write_failed)
+        elif isinstance(one, _Failure) or one.error is not None:
+            delay = one.delay or _REFUSED_DELAY
+            await self._insist([_Release(ctx, delay, None)], contexts, self._write_released)
+        else:
+            self.refused.add(ctx)
+            asyncio.get_running_loop().call_later(_REFUSED_DELAY.total_seconds(), self._once_more, one)
+
+    def _once_more(self, release: _Release) -> None:
+        self._released.append(release)
+        self._nudge()
 
     async def _write_completed(self, lane: Lane, batch: list[TaskContext]) -> None:
         rows = await self._line.fetch_all(
@@ -271,15 +299,19 @@ class Outbox:
             delays=[one.delay for one in batch],
             errors=[one.error for one in batch],
             agent_id=lane.agent.id,
+            unstarted=[one.unstarted for one in batch],
         )
         self._count([one.ctx for one in batch], rows, delayed="released")
 
     def _count(self, contexts: Sequence[TaskContext], rows: Sequence[Any], *, delayed: str) -> None:
         counts = self._core.counts
+        self.refused.difference_update(contexts)
         where: dict[Any, str | None] = {row["id"]: row["status"] for row in rows}
         names = {
             "scheduled": delayed,
             "pending": "released",
+            "assigned": "released",
+            "blocked": "released",
             "failed": "failed",
             "dead": "dead",
             "cancelled": "cancelled",
@@ -326,4 +358,4 @@ def _error_text(error: BaseException | str | dict[str, Any]) -> str:
         return dump_json(facts, "error")
     except InvalidInput:
         # A handler's own facts may hold what no database stores; that must not keep the attempt from failing.
-        return dump_json({str(name): storable(str(value)) for name, value in facts.items()}, "error")
+        return dump_json({str(name): storable(str(value)[:10_000]) for name, value in facts.items()}, "error")

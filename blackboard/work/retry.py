@@ -18,6 +18,11 @@ _LONGEST = timedelta(days=30)
 class RetryPolicy:
     """How often a type of task is tried, and how long it waits in between.
 
+    A task that was added with another ``max_attempts`` than 5 or another ``retry_delay`` than a second keeps both of
+    its own. The board keeps the numbers and not who chose them: a task for which just these two were written out is as
+    one for which nothing was, and follows the policy. Exactly five attempts whatever the policy: give it a
+    ``retry_delay`` that is not a second.
+
     Attributes:
         max_attempts: failed attempts after which it is dead, 1 to 1000. An attempt whose process died is counted by
             the board, which knows the task's own number only: for what must not be tried twice, add it with

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -23,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 100
 _LONGEST_BACKOFF = 30.0
+# So long at most hundreds of processes that wake at the same planned time are spread over.
+_SPREAD_SECONDS = 0.1
 
 
 class _Board(Protocol):
@@ -69,7 +70,8 @@ class SchedulerLoop:
                 except (Unavailable, TransientError) as error:
                     failures += 1
                     delay = min(_LONGEST_BACKOFF, 0.1 * 2 ** min(failures, 10)) * (0.5 + random.random())
-                    _log.warning("Schedules are not looked after for %.1f s: %s", delay, error)
+                    if failures == 1:
+                        _log.warning("Schedules are not looked after for now: %s", str(error).partition("\n")[0])
                 await self._sleep(hints, stop, delay)
 
     async def _look(self) -> float:
@@ -81,7 +83,8 @@ class SchedulerLoop:
         if seconds is None:
             return self._max_poll
         # What is overdue though we have just looked is in another process's hands: leave it a moment.
-        return min(self._max_poll, max(0.0, seconds) if fired or seconds > 0 else 0.25)
+        late = random.random() * _SPREAD_SECONDS if seconds > 0 else 0.0
+        return min(self._max_poll, max(0.0, seconds) + late if fired or seconds > 0 else 0.25)
 
     async def _sleep(self, hints: Subscription, stop: asyncio.Event, delay: float) -> None:
         until = monotonic() + delay
@@ -101,7 +104,7 @@ class SchedulerLoop:
 
 
 async def run_schedules(board: _Board, sessions: Collection[UUID] | None, stop: asyncio.Event) -> None:
-    """Fires what is due in ``sessions`` (None: in every active one) until ``stop`` is set; for a worker's process.
+    """Fires what is due in ``sessions`` (None: in every active one) until ``stop`` is set, as every worker does.
 
     Args:
         board: an open ``Blackboard``.
@@ -113,5 +116,7 @@ async def run_schedules(board: _Board, sessions: Collection[UUID] | None, stop: 
 
 async def _cancelled(task: asyncio.Future[Any]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    # Not by awaiting the task itself: its cancellation and one of our own would look alike.
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

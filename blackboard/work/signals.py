@@ -31,7 +31,10 @@ class RetryLater(Signal):
         Raises:
             InvalidInput: the delay is negative or too long.
         """
-        self.delay = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+        try:
+            self.delay = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+        except (OverflowError, TypeError, ValueError):
+            raise InvalidInput(f"delay must be a duration or seconds, got {delay!r:.100}.", field="delay") from None
         self.reason = reason
         if not timedelta() <= self.delay <= _LONGEST:
             raise InvalidInput("delay must be between 0 and 30 days.", field="delay")

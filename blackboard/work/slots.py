@@ -71,11 +71,11 @@ class Slots:
             if slot.task is not None:
                 slot.task.cancel()
 
-    async def closed(self) -> None:
-        """Every slot has ended."""
+    async def closed(self, seconds: float) -> None:
+        """Every slot has ended, or that time is over: a handler may refuse to be cancelled."""
         tasks = [slot.task for slot in self._slots if slot.task is not None]
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=seconds)
 
     def _start(self, context: Context | None) -> None:
         slot = Slot()
@@ -109,7 +109,8 @@ class Slots:
                 if copy_context() != clean:
                     # A handler left context variables behind: the next one starts in a clean slot.
                     self._slots.discard(slot)
-                    self._start(clean.copy())
+                    if not core.stopping:
+                        self._start(clean.copy())
                     return
                 if now > pause_at:
                     # Handlers that never wait would keep the connections from being read.

@@ -10,19 +10,20 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from time import monotonic
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ..errors import BlackboardError, ConfigurationError, InvalidInput, LeaseLost
+from ..errors import ConfigurationError, InvalidInput
 from ..jsonable import check_names
-from . import answers
+from .closing import to_the_end, wind_down
 from .core import Core, Counts, Lane, Line, log
 from .guard import Guard
 from .handlers import Handler, Handlers
 from .intake import Intake
 from .outbox import Outbox
 from .retry import RetryPolicy
+from .schedules import run_schedules
 from .slots import Slots
 from .threads import Threads
 
@@ -33,8 +34,7 @@ __all__ = ["Worker"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_LAST_WRITES_SECONDS = 10.0
-_HARD_STOP_SECONDS = 2.0
+_SLOTS_END_SECONDS = 2.0
 
 
 class Worker:
@@ -140,7 +140,7 @@ class Worker:
             type: 1 to 50 characters.
             function: takes a ``TaskContext`` if it is a coroutine function, else, in a thread, a
                 ``BlockingTaskContext``; returns the result (JSON), or raises.
-            retry: what a failure means; else, and where a task was added with numbers of its own, those of the task.
+            retry: what a failure means, unless a task was added with numbers of its own; see ``RetryPolicy``.
 
         Raises:
             ConfigurationError: the type has a handler already.
@@ -153,10 +153,14 @@ class Worker:
     async def run(self, *, signals: bool = True) -> Counts:
         """Tasks are taken until ``stop``, a signal, or the end of all its sessions; the counts in the end.
 
+        Meanwhile what the schedules of its sessions plan is fired, once, however many workers look after them.
+
         The first SIGTERM or SIGINT does what ``stop`` does, the second what ``stop(now=True)`` does.
 
         Args:
-            signals: take the two signals; only where this is the main thread.
+            signals: take the two signals; only where this is the main thread. What ``signal.signal`` had set for them
+                is there again afterwards; what ``loop.add_signal_handler`` had set cannot be read back and is gone:
+                pass False then, and call ``stop`` in a handler of your own.
 
         Raises:
             ConfigurationError: it runs already, or has no handlers.
@@ -165,7 +169,7 @@ class Worker:
             Unavailable: the database cannot be reached at the start. Later outages are waited for.
         """
         with self._taking_signals() if signals else contextlib.nullcontext():
-            async with self._running() as core:
+            async with self._running() as core, self._firing(core):
                 while not self._stop_asked and core.fatal is None:
                     core.changed.clear()
                     if all(lane.closed for lane in core.lanes) and not core.held and core.outbox.empty:
@@ -176,6 +180,9 @@ class Worker:
     async def drain(self, *, scheduled: bool = False) -> Counts:
         """Tasks were taken until nothing that this worker may claim was left; the counts of this run.
 
+        What slow claims have left out for a while is looked for before it ends; behind a pooler that takes up to 15
+        seconds.
+
         Args:
             scheduled: also wait for tasks whose time is still to come, those to be tried again among them.
 
@@ -183,9 +190,12 @@ class Worker:
             ConfigurationError, NotFound, SystemExit, KeyboardInterrupt, Unavailable: as ``run`` does.
         """
         async with self._running() as core:
+            core.draining = True
             while not self._stop_asked and core.fatal is None:
                 core.changed.clear()
-                waiting = scheduled and any(lane.due_at is not None for lane in core.lanes if not lane.closed)
+                waiting = any(
+                    lane.floored or (scheduled and lane.due_at is not None) for lane in core.lanes if not lane.closed
+                )
                 ended = core.intake.dry or all(lane.closed for lane in core.lanes)
                 if ended and not waiting and not core.held and core.outbox.empty:
                     break
@@ -195,12 +205,20 @@ class Worker:
     async def __aenter__(self) -> Self:
         """It runs in the background."""
         started = asyncio.Event()
-        self._background = asyncio.create_task(self._run_behind(started), name="blackboard-worker")
+        background = asyncio.create_task(self._run_behind(started), name="blackboard-worker")
         waiting = asyncio.create_task(started.wait())
-        await asyncio.wait({self._background, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if self._background.done():
-            await self._background
+        try:
+            await asyncio.wait({background, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if background.done():
+                await background
+        except asyncio.CancelledError:
+            # Nobody will leave a block that was not entered.
+            background.cancel()
+            await to_the_end(_quietly(background), background.cancel)
+            raise
+        finally:
+            waiting.cancel()
+        self._background = background
         return self
 
     async def __aexit__(
@@ -213,7 +231,7 @@ class Worker:
             await background
 
     async def _run_behind(self, started: asyncio.Event) -> Counts:
-        async with self._running() as core:
+        async with self._running() as core, self._firing(core):
             started.set()
             while not self._stop_asked and core.fatal is None:
                 core.changed.clear()
@@ -239,17 +257,21 @@ class Worker:
     @contextlib.contextmanager
     def _taking_signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
-        taken: list[int] = []
+        taken: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.getsignal(number)
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     loop.add_signal_handler(number, self._signalled, number)
-                    taken.append(number)
+                    # The loop has one face for all its handlers: put back alone, it would swallow the signal.
+                    taken[number] = None if before == signal.getsignal(number) else before
         try:
             yield
         finally:
-            for number in taken:
+            for number, before in taken.items():
                 loop.remove_signal_handler(number)
+                if before is not None:
+                    signal.signal(number, before)
 
     def _signalled(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -259,6 +281,22 @@ class Worker:
             running = len(self._core.running) if self._core else 0
             log.info("%s: no more tasks are taken, %d are still running", name, running)
         self.stop(now=bool(self._stop_asked))
+
+    @asynccontextmanager
+    async def _firing(self, core: Core) -> AsyncGenerator[None]:
+        """The schedules of its sessions are looked after, as by every other worker of them."""
+        stop = asyncio.Event()
+        firing = asyncio.create_task(
+            run_schedules(self._board, [lane.session.id for lane in core.lanes], stop),
+            name="blackboard-worker-schedules",
+        )
+        firing.add_done_callback(_not_fired)
+        try:
+            yield
+        finally:
+            stop.set()
+            firing.cancel()
+            await asyncio.wait({firing})
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[Core]:
@@ -311,67 +349,43 @@ class Worker:
             part.add_done_callback(lambda done: _ended(core, done))
         log.info("%r is at work for %s", self, ", ".join(lane.session.name for lane in lanes))
         try:
+            yield core
+        except BaseException:
+            self.stop(now=True)
+            raise
+        finally:
             try:
-                yield core
-            except BaseException:
-                self.stop(now=True)
-                raise
+                await to_the_end(self._close(core, parts, (claims, writes)), partial(self.stop, now=True))
             finally:
-                await self._wind_down(core, parts)
+                self._core = None
+
+    async def _close(self, core: Core, parts: Sequence[asyncio.Task[None]], lines: Sequence[Line]) -> None:
+        try:
+            await wind_down(core, parts, self._grace.total_seconds(), lambda: self._now)
         finally:
             core.intake.close()
+            core.held |= core.outbox.refused
             core.guard.close()
             core.slots.close()
             core.threads.close()
             for part in parts:
                 part.cancel()
             await asyncio.wait(parts)
-            for line in (claims, writes, core.transactions):
+            await core.slots.closed(_SLOTS_END_SECONDS)
+            for line in (*lines, core.transactions):
                 await line.close()
-            self._core = None
 
-    async def _wind_down(self, core: Core, parts: Sequence[asyncio.Task[None]]) -> None:
-        """Nothing is claimed any more, what was not started is back, what ran has ended, and all of it is written."""
-        core.stopping = True
-        core.intake.wake()
-        intake, writer = parts[0], parts[1]
-        await asyncio.wait({intake}, timeout=_LAST_WRITES_SECONDS)
-        for ctx in core.take_buffered(lambda _: True):
-            core.outbox.release(ctx)
-        grace_ends = monotonic() + self._grace.total_seconds()
-        while core.running and not self._now and core.fatal is None and (left := grace_ends - monotonic()) > 0:
-            core.changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(core.changed.wait(), left)
-        if core.running:
-            await self._stop_running(core)
-        writes_end = monotonic() + _LAST_WRITES_SECONDS
-        while not core.outbox.empty and not writer.done() and (left := writes_end - monotonic()) > 0:
-            core.changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(core.changed.wait(), left)
-        if not core.outbox.empty:
-            log.error("%d outcomes could not be written; their tasks come back", core.outbox.backlog)
-        with contextlib.suppress(BlackboardError, LeaseLost):
-            # A claim whose answer never came may have got something.
-            async with answers.in_time(answers.ANSWER_SECONDS):
-                lease_id = await core.lanes[0].session.scope.leases.current()
-                await core.guard.audit(lease_id)
 
-    async def _stop_running(self, core: Core) -> None:
-        log.warning("%d handlers are stopped; their tasks go back", len(core.running))
-        for ctx in tuple(core.running):
-            core.guard.interrupt(ctx, "stopping")
-        ends = monotonic() + _HARD_STOP_SECONDS
-        while any(ctx.handler and ctx.handler.suspends for ctx in core.running) and (left := ends - monotonic()) > 0:
-            core.changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(core.changed.wait(), left)
-        for ctx in tuple(core.running):
-            # Threads, and coroutines that would not be cancelled: their outcome counts no more.
-            if not ctx.settled:
-                ctx.settled = True
-                core.outbox.release(ctx)
+async def _quietly(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait({task})
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the worker ended before it began: %s", error)
+
+
+def _not_fired(firing: asyncio.Task[None]) -> None:
+    """Tasks are done all the same: another process may be allowed to do what this one is not."""
+    if not firing.cancelled() and (error := firing.exception()) is not None:
+        log.error("schedules are not looked after here any more: %s", error)
 
 
 def _ended(core: Core, part: asyncio.Task[None]) -> None:

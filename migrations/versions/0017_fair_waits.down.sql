@@ -656,6 +656,24 @@ BEGIN
 END
 $_$;
 
+CREATE OR REPLACE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+        'code', 'budget', 'budget', b.id, 'scope', b.scope, 'agent_id', b.agent_id, 'unit', b.unit,
+        'currency', b.currency, 'ceiling', trim_scale(b.ceiling), 'spent', trim_scale(b.spent),
+        'reserved', trim_scale(b.reserved), 'resets_at', b.window_start + b.period,
+        'message', format('The budget of %s for %s is used up: %s of %s%s are spent.', b.unit,
+                          CASE b.scope WHEN 'session' THEN 'the session' WHEN 'agent' THEN b.agent_id
+                                       ELSE 'this task' END,
+                          trim_scale(b.spent), trim_scale(b.ceiling), coalesce(' ' || b.currency, '')))
+    FROM blackboard.tasks t
+    CROSS JOIN LATERAL blackboard.spent_budgets(
+        t.session_id, CASE WHEN t.attempt = 0 OR t.status IN ('assigned', 'running') THEN t.assigned_to END, t.id) b
+    WHERE t.session_id = p_session_id AND t.id = p_task_id
+    LIMIT 1
+$$;
+
 CREATE OR REPLACE FUNCTION blackboard.why_held_back(p_task blackboard.tasks) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     AS $$
@@ -735,6 +753,20 @@ BEGIN
             v_code, 'What held it has ended; the next claim in this session brings it back.', p_task.held - 'code');
     END IF;
     RETURN v_reasons;
+END
+$$;
+
+DROP FUNCTION blackboard.slots_left(uuid, text[]);
+CREATE FUNCTION blackboard.slots_left(p_session_id uuid) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM blackboard.limit_usage u
+                   JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
+                   WHERE u.session_id = p_session_id AND u.waiting AND l.removed_at IS NULL
+                     AND u.running < l.max_running)
+        OR EXISTS (SELECT FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL)
+        OR EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL);
 END
 $$;
 

@@ -145,7 +145,7 @@ BEGIN
                 SELECT t.session_id, t.id, t.position FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                   AND t.status = 'pending' AND t.position > v_floor
-                  AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+                  AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
                 ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED
             ), highest AS MATERIALIZED (
                 SELECT set_config('blackboard.floor', max(p.position)::text, true) FROM picked p HAVING count(*) > 0)
@@ -184,7 +184,7 @@ BEGIN
             SELECT t.id FROM blackboard.tasks t
             WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
               AND t.capability <> ALL (p_paused) AND t.id <> ALL (p_busy)
-              AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+              AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
             ORDER BY t.priority DESC, t.position LIMIT p_limit FOR UPDATE SKIP LOCKED) x;
         v_below := 11;
         WHILE coalesce(cardinality(v_ids), 0) < p_limit LOOP
@@ -200,7 +200,7 @@ BEGIN
                     SELECT t.id FROM blackboard.tasks t
                     WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                       AND t.status = 'pending' AND t.id <> ALL (p_busy)
-                      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+                      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
                     ORDER BY t.position LIMIT p_limit - coalesce(cardinality(v_ids), 0) FOR UPDATE SKIP LOCKED) x;
                 v_ids := v_ids || v_more;
                 EXIT WHEN cardinality(v_ids) >= p_limit;
@@ -224,7 +224,7 @@ BEGIN
     SELECT t.capability INTO v_capability FROM blackboard.tasks t
     WHERE t.session_id = p_session_id AND t.id = p_id
       AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.attempt > t.released)
+      AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
     FOR UPDATE SKIP LOCKED;
     RETURN v_capability;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -265,7 +265,7 @@ BEGIN
         SELECT t.session_id, t.id FROM blackboard.tasks t
         WHERE t.session_id = p_session_id AND t.id = p_id
           AND (t.status = 'pending' OR (t.status = 'assigned' AND t.assigned_to = p_agent_id))
-          AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
+          AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
         FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
@@ -299,6 +299,8 @@ DECLARE
     v_began timestamptz;
     v_took double precision;
 BEGIN
+    -- What is picked is updated by its keys, and not by a join: of a table that was empty when it was analysed, a join would
+    -- read all rows, whatever has become of it since. Rows are so returned in order of id.
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
                  WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id
@@ -326,15 +328,15 @@ BEGIN
     WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned' LIMIT 1;
     IF FOUND THEN
         RETURN QUERY
-        WITH picked AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
-              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
-            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
             lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
-        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
+            SELECT p.id FROM blackboard.tasks p
+            WHERE p.session_id = p_session_id AND p.assigned_to = p_agent_id AND p.status = 'assigned'
+            AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
+            ORDER BY p.priority DESC, p.position LIMIT v_left
+            FOR UPDATE SKIP LOCKED))
         RETURNING t.*;
         GET DIAGNOSTICS v_got = ROW_COUNT;
         v_left := v_left - v_got;
@@ -352,16 +354,16 @@ BEGIN
     IF cardinality(v_capabilities) = 1 THEN
         -- One queue, in the index's own order: nothing is to be merged, and no head to be looked for.
         RETURN QUERY
-        WITH picked AS MATERIALIZED (
-            SELECT t.session_id, t.id FROM blackboard.tasks t
-            WHERE t.session_id = p_session_id AND t.capability = '' AND t.status = 'pending'
-              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
-            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
             lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
             deadline_at = v_now + t.timeout, progress = NULL
-        FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+        WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
+            SELECT p.id FROM blackboard.tasks p
+            WHERE p.session_id = p_session_id AND p.capability = '' AND p.status = 'pending'
+            AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
+            ORDER BY p.priority DESC, p.position LIMIT v_left
+            FOR UPDATE SKIP LOCKED))
         RETURNING t.*;
         GET DIAGNOSTICS v_got = ROW_COUNT;
         v_left := v_left - v_got;
@@ -377,16 +379,16 @@ BEGIN
         EXIT WHEN v_priority IS NULL;
         FOREACH v_capability IN ARRAY v_capabilities LOOP
             RETURN QUERY
-            WITH picked AS MATERIALIZED (
-                SELECT t.session_id, t.id FROM blackboard.tasks t
-                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
-                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
-                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
                 lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
                 deadline_at = v_now + t.timeout, progress = NULL
-            FROM picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
+                SELECT p.id FROM blackboard.tasks p
+                WHERE p.session_id = p_session_id AND p.capability = v_capability AND p.priority = v_priority
+                AND p.status = 'pending' AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
+                ORDER BY p.position LIMIT v_left
+                FOR UPDATE SKIP LOCKED))
             RETURNING t.*;
             GET DIAGNOSTICS v_got = ROW_COUNT;
             v_left := v_left - v_got;
@@ -468,7 +470,7 @@ BEGIN
                     SELECT array_agg(p.id) INTO v_picked FROM (
                         SELECT t.id FROM blackboard.tasks t
                         WHERE t.session_id = v_session_id AND t.capability = v_capability AND t.priority = v_priority
-                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
+                          AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
                         ORDER BY t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
                     IF v_picked IS NOT NULL THEN
                         v_ids := v_ids || v_picked;
@@ -482,7 +484,7 @@ BEGIN
                 SELECT array_agg(p.id) INTO v_picked FROM (
                     SELECT t.id FROM blackboard.tasks t
                     WHERE t.session_id = v_session_id AND t.capability = '' AND t.status = 'pending'
-                      AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.attempt > t.released)
+                      AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
                     ORDER BY t.priority DESC, t.position LIMIT v_share FOR UPDATE SKIP LOCKED) p;
                 IF v_picked IS NOT NULL THEN
                     v_ids := v_ids || v_picked;
@@ -533,7 +535,7 @@ BEGIN
         WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
           AND least(t.expires_at, t.fallback_at) <= v_now AND t.expires_at <= v_now
           -- What was started in time, and came back, is late for nothing.
-          AND t.attempt = t.released
+          AND t.claim_id IS NULL
         ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT p_limit FOR UPDATE SKIP LOCKED)
     UPDATE blackboard.tasks t
     SET status = 'cancelled', position = NULL, completed_at = v_now,
@@ -712,7 +714,7 @@ BEGIN
                      THEN 'It was asked to stop: it is cancelled when it is taken back.'
                      ELSE 'It was asked to stop; its holder sees that with its next progress report or its end.' END);
         END IF;
-    ELSIF v_task.expires_at <= v_now AND v_task.attempt = v_task.released THEN
+    ELSIF v_task.expires_at <= v_now AND v_task.claim_id IS NULL THEN
         -- Whatever else holds it, nobody gets it any more.
         v_reasons := v_reasons || blackboard.reason('deadline',
             format('It was not started by %s: the next claim cancels it.',
@@ -771,6 +773,24 @@ BEGIN
     RETURN jsonb_build_object('status', v_task.status, 'reasons', v_reasons);
 END
 $_$;
+
+CREATE OR REPLACE FUNCTION blackboard.budget_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+        'code', 'budget', 'budget', b.id, 'scope', b.scope, 'agent_id', b.agent_id, 'unit', b.unit,
+        'currency', b.currency, 'ceiling', trim_scale(b.ceiling), 'spent', trim_scale(b.spent),
+        'reserved', trim_scale(b.reserved), 'resets_at', b.window_start + b.period,
+        'message', format('The budget of %s for %s is used up: %s of %s%s are spent.', b.unit,
+                          CASE b.scope WHEN 'session' THEN 'the session' WHEN 'agent' THEN b.agent_id
+                                       ELSE 'this task' END,
+                          trim_scale(b.spent), trim_scale(b.ceiling), coalesce(' ' || b.currency, '')))
+    FROM blackboard.tasks t
+    CROSS JOIN LATERAL blackboard.spent_budgets(
+        t.session_id, CASE WHEN t.claim_id IS NULL OR t.status IN ('assigned', 'running') THEN t.assigned_to END, t.id) b
+    WHERE t.session_id = p_session_id AND t.id = p_task_id
+    LIMIT 1
+$$;
 
 CREATE OR REPLACE FUNCTION blackboard.why_held_back(p_task blackboard.tasks) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -857,6 +877,26 @@ END
 $$;
 
 -- squawk-ignore ban-drop-function
+DROP FUNCTION blackboard.slots_left(uuid);
+-- Whether a claim of these capabilities may bring something back: what they can do nothing about is none of their business.
+CREATE FUNCTION blackboard.slots_left(p_session_id uuid, p_capabilities text[]) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM blackboard.limit_usage u
+                   JOIN blackboard.limits l ON l.session_id = u.session_id AND l.id = u.limit_id
+                   WHERE u.session_id = p_session_id AND u.waiting AND l.removed_at IS NULL
+                     AND u.running < l.max_running
+                     AND EXISTS (SELECT FROM blackboard.tasks t
+                                 WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'limit'
+                                   AND coalesce(t.held ->> 'limit', t.held ->> 'type', '') = u.limit_id::text
+                                   AND coalesce(t.held ->> 'key', '') = u.key AND t.capability = ANY (p_capabilities)))
+        OR EXISTS (SELECT FROM blackboard.limits l WHERE l.session_id = p_session_id AND l.removed_at IS NOT NULL)
+        OR EXISTS (SELECT FROM blackboard.pauses p WHERE p.session_id = p_session_id AND p.resumed_at IS NOT NULL);
+END
+$$;
+
+-- squawk-ignore ban-drop-function
 DROP FUNCTION blackboard.look_for_tasks(uuid[], text, text[]);
 CREATE FUNCTION blackboard.look_for_tasks(p_session_ids uuid[], p_agent_id text, p_capabilities text[]) RETURNS TABLE(session_id uuid, status text, ready boolean, due_in interval, floored boolean)
     LANGUAGE plpgsql
@@ -877,7 +917,7 @@ BEGIN
     -- Who only looks is often the only one who is there.
     PERFORM 1 FROM blackboard.tasks t
     WHERE (t.expires_at IS NOT NULL OR t.fallback IS NOT NULL) AND t.completed_at IS NULL AND t.lease_id IS NULL
-      AND least(t.expires_at, t.fallback_at) <= v_now AND (t.attempt = t.released OR t.fallback_at <= v_now)
+      AND least(t.expires_at, t.fallback_at) <= v_now AND (t.claim_id IS NULL OR t.fallback_at <= v_now)
     ORDER BY least(t.expires_at, t.fallback_at) NULLS FIRST LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.tend_leases();
@@ -903,13 +943,13 @@ BEGIN
                OR EXISTS (SELECT FROM blackboard.tasks t
                           WHERE t.session_id = s.id AND t.assigned_to = p_agent_id AND t.status = 'assigned')
                -- A slot is free, and tasks are held that it was not given to.
-               OR (s.gated AND blackboard.slots_left(s.id))),
+               OR (s.gated AND blackboard.slots_left(s.id, v_capabilities))),
            CASE WHEN s.status = 'active' THEN least(
                     (SELECT greatest(t.run_at - v_now, interval '0') FROM blackboard.tasks t
                      WHERE t.session_id = s.id AND t.status = 'scheduled' ORDER BY t.run_at LIMIT 1),
                     -- What lies below a floor is looked at again when its time is over.
                     f.until - v_now) END,
-           f.floors IS NOT NULL
+           coalesce(f.floors <> '{}', false)
     FROM unnest(p_session_ids) w (id) JOIN blackboard.sessions s ON s.id = w.id
     LEFT JOIN LATERAL (
         SELECT n.note -> 'floors' AS floors, (n.note ->> 'until')::timestamptz AS until

@@ -16,7 +16,7 @@ from ...store.statements import statements
 from ..store.executor import Row
 from .scope import Repository
 
-__all__ = ["TaskAdding", "task_options"]
+__all__ = ["TaskAdding", "check_priority", "packed_options", "task_options"]
 
 _SQL = statements("tasks")
 
@@ -61,7 +61,8 @@ class TaskAdding(Repository):
             run_at: not before this moment (aware datetime).
             timeout: the longest one attempt may run, up to 3650 days; then the attempt has failed.
             requires_approval: held until somebody approves it.
-            max_attempts: attempts before it is dead, 1 to 1000.
+            max_attempts: attempts before it is dead, 1 to 1000. Where a worker's handler has a ``RetryPolicy``, that
+                one counts for a task with the usual two numbers, written out or not.
             retry_delay: before the second attempt; doubles with each, with jitter, up to an hour (or this, if longer).
             unique: when there is such a task already, that one is returned and nothing is added; of two who add at
                 once, one does.
@@ -79,7 +80,7 @@ class TaskAdding(Repository):
             NotFound: no such session, or no such task to depend on.
             SessionClosed: the session is over.
         """
-        options = _options(
+        options = packed_options(
             assigned_to=assigned_to,
             depends_on=depends_on,
             run_at=run_at,
@@ -98,7 +99,7 @@ class TaskAdding(Repository):
             "id": task_id,
             "type": check_text(type, "type", 50, 1),
             "capability": check_text(capability, "capability", 100),
-            "priority": _priority(priority),
+            "priority": check_priority(priority),
         }
         text = "{}" if parameters is None else dump_json(parameters, "parameters")
         if options is None:
@@ -133,7 +134,7 @@ class TaskAdding(Repository):
         for type_, capability, priority in kinds:
             check_text(type_, "type", 50, 1)
             check_text(capability, "capability", 100)
-            _priority(priority)
+            check_priority(priority)
         parameters = [dump_json(task.parameters, "parameters") for task in batch]
         options = [task_options(task) for task in batch]
         if len(kinds) == 1 and not any(options):
@@ -167,7 +168,12 @@ class TaskAdding(Repository):
         return TaskRecord.from_row(row) if self._executor.bound else TaskRecord.from_own_row(row)
 
 
-def _priority(value: int) -> int:
+def check_priority(value: int) -> int:
+    """``value`` itself, known to be a whole number between 0 and 10.
+
+    Raises:
+        InvalidInput: it is none.
+    """
     if type(value) is not int or not 0 <= value <= 10:
         raise InvalidInput(f"priority must be a whole number between 0 and 10, got {value!r:.40}.", field="priority")
     return value
@@ -177,7 +183,7 @@ def task_options(task: NewTask) -> str | None:
     """What is rare about a task as one object; None for a plain task, which is the fast path."""
     if task.model_fields_set <= _PLAIN:
         return None
-    return _options(
+    return packed_options(
         assigned_to=task.assigned_to,
         depends_on=task.depends_on,
         run_at=task.run_at,
@@ -192,20 +198,25 @@ def task_options(task: NewTask) -> str | None:
     )
 
 
-def _options(
+def packed_options(
     *,
-    assigned_to: str | None,
-    depends_on: Iterable[UUID | str | TaskRecord | Dependency],
-    run_at: datetime | None,
-    timeout: timedelta | None,
-    requires_approval: bool,
-    max_attempts: int,
-    retry_delay: timedelta,
-    unique: Unique | None,
-    limit_key: str | None,
-    expires_at: datetime | None,
-    fallback: timedelta | None,
+    assigned_to: str | None = None,
+    depends_on: Iterable[UUID | str | TaskRecord | Dependency] = (),
+    run_at: datetime | None = None,
+    timeout: timedelta | None = None,
+    requires_approval: bool = False,
+    max_attempts: int = 5,
+    retry_delay: timedelta = _USUAL_DELAY,
+    unique: Unique | None = None,
+    limit_key: str | None = None,
+    expires_at: datetime | None = None,
+    fallback: timedelta | None = None,
 ) -> str | None:
+    """What is not as usual among these, as JSON text; None if all of it is.
+
+    Raises:
+        InvalidInput: a value is refused; names the field.
+    """
     options: dict[str, Any] = {}
     if assigned_to is not None:
         options["assigned_to"] = check_text(assigned_to, "assigned_to", 100, 1)
@@ -250,7 +261,11 @@ def _edges(depends_on: Iterable[UUID | str | TaskRecord | Dependency]) -> list[D
 
 
 def _seconds(value: timedelta, field: str) -> str:
-    return f"{check_duration(value, field).total_seconds()} seconds"
+    seconds = check_duration(value, field).total_seconds()
+    if 0 < abs(seconds) < 0.001:
+        # As a float it would have an exponent, which an interval cannot.
+        return f"{value // timedelta(microseconds=1)} microseconds"
+    return f"{seconds} seconds"
 
 
 def _unique(unique: Unique) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from ...errors import InvalidInput, NotFound
-from ...ids import as_uuid
-from ...jsonable import check_text, load_json
+from ...ids import as_uuid, new_id
+from ...jsonable import check_duration, check_text, load_json
 from ...models.attempts import Attempt, attempts_of
 from ...models.tasks import TaskRecord
 from ...store.statements import statements
@@ -95,7 +95,7 @@ class DeadLetters(PartialIds):
         """
         if not 1 <= limit <= 10_000:
             raise InvalidInput("limit must be between 1 and 10000.", field="limit")
-        if older_than is not None and not timedelta() <= older_than <= _LONGEST:
+        if older_than is not None and not timedelta() <= check_duration(older_than, "older_than") <= _LONGEST:
             raise InvalidInput("older_than must be between 0 and 100 years.", field="older_than")
         rows = self._executor.fetch_all(
             _SQL["redrive_tasks"],
@@ -106,6 +106,7 @@ class DeadLetters(PartialIds):
             limit=limit,
             dry_run=dry_run,
             actor=self._scope.actor,
+            key=self._call_key(),
         )
         if rows and not dry_run:
             self._hint("tasks.ready")
@@ -127,3 +128,7 @@ class DeadLetters(PartialIds):
             actor=self._scope.actor,
         )
         return TaskRecord.from_row(row)
+
+    def _call_key(self) -> str | None:
+        """What tells a call that the pool repeats, because its answer was lost, from another one."""
+        return None if self._executor.bound else str(new_id())

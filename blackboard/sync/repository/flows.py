@@ -238,7 +238,8 @@ class Flows(PartialIds):
             remove: names of stages; their tasks are cancelled. What came after them is to be rewired, or removed too.
             rewire: what a stage comes after from now on, by its name.
             reprioritise: a stage's new priority, 0 to 10, by its name.
-            key: the idempotency key: the same call with it returns the flow as it is.
+            key: the idempotency key: the same call with it returns the flow as it is. Made here when not given, so that
+                a call whose answer was lost can be repeated.
 
         Raises:
             Conflict: the flow is at another version (``version`` says which), or a stage has started.
@@ -263,6 +264,8 @@ class Flows(PartialIds):
             change["reprioritise"] = dict(reprioritise)
         if not change:
             raise InvalidInput("Say what to change: add, remove, rewire or reprioritise.", field="change")
+        if key is None and not self._executor.bound:
+            key = str(new_id())
         return self._changed(
             "modify_flow",
             flow_id,

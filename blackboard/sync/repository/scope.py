@@ -6,37 +6,57 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-from ...errors import InvalidInput, WaitNotAllowed
+from ...errors import BlackboardError, InvalidInput, TransientError, Unavailable, WaitNotAllowed
 from ...jsonable import check_duration
 from ...store.listener import Listener
+from ...store.statements import Statement
 from ..store.executor import Executor
 
-__all__ = ["LeaseKeeper", "LeaseWatcher", "Repository", "Scope", "head_start", "soon"]
+__all__ = [
+    "Claiming",
+    "LeaseKeeper",
+    "LeaseWatcher",
+    "Repository",
+    "Scope",
+    "UnderLease",
+    "head_start",
+    "in_doubt",
+    "soon",
+]
 
 _T = TypeVar("_T")
 
 Check = Callable[[], _T | None]
+UnderLease = Callable[[UUID], _T]
 
 
 class LeaseWatcher(Protocol):
-    """Hears of the lease of this process, from the heartbeat's thread: keep the calls short."""
+    """Hears of the lease of this process, from the heartbeat's thread or a caller's: keep the calls short."""
 
     def on_lost(self, lease_id: UUID) -> None:
         """The server said that the lease has lapsed; may be said twice."""
         ...
 
-    def on_count(self, lease_id: UUID, held: int, since: UUID | None) -> None:
-        """The lease was renewed, and held so many running tasks of claims from ``since`` on, or of all (None)."""
-        ...
+
+@dataclass(slots=True)
+class Claiming:
+    """One claim that is under way.
+
+    Attributes:
+        held: it got tasks, and whoever made it knows of them.
+    """
+
+    held: bool = False
 
 
 class LeaseKeeper(Protocol):
-    """Knows the lease of this process."""
+    """Knows the lease of this process, and what is held by it."""
 
     def current(self) -> UUID:
         """The lease that is held now; a new one is started when the last has lapsed."""
@@ -46,24 +66,36 @@ class LeaseKeeper(Protocol):
         """The server said that this lease has lapsed: the next ``current`` starts a new one."""
         ...
 
-    def watch(self, watcher: LeaseWatcher) -> Callable[[], None]:
-        """The watcher hears of the lease until what this returns is called."""
+    def under(self, call: UnderLease[_T], *, bound: bool) -> _T:
+        """What ``call`` does under the lease that is held now; if that has lapsed, what it does under a new one."""
+        ...
+
+    def watch(self, watcher: LeaseWatcher, agent_id: str) -> Callable[[], None]:
+        """The watcher hears of the lease until what this returns is called; all claims of the agent are known here."""
+        ...
+
+    def claiming(self, claim_id: UUID, *, bound: bool = False) -> AbstractContextManager[Claiming]:
+        """A block that claims by that id: what it gets and does not tell is handed back."""
         ...
 
     def begin_claim(self, claim_id: UUID) -> None:
         """A claim of that id is about to be made on behalf of somebody in this process."""
         ...
 
-    def end_claim(self, claim_id: UUID, *, held: bool) -> None:
-        """The claim was answered and holds tasks; or it holds none, or nobody here knows which."""
-        ...
-
-    def claims(self, *, answered: bool = False) -> frozenset[UUID]:
-        """The claims of this process that may hold tasks, as far as known since the first watcher came."""
+    def end_claim(self, claim_id: UUID, *, held: bool, doubtful: bool = True) -> None:
+        """The claim was answered and holds tasks; or it holds none or, if ``doubtful``, nobody here knows which."""
         ...
 
     def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
-        """These hold nothing any more."""
+        """Nobody here works on anything that these still hold; should they hold something, it goes back."""
+        ...
+
+    def owe(self, statement: Statement, **values: Any) -> Callable[[], None]:
+        """The statement runs at every count of the lease until it has found something to do; what returns ends it."""
+        ...
+
+    def count_now(self, then: Callable[[], None]) -> None:
+        """What the lease holds is counted at once; ``then`` is called after that, perhaps from another thread."""
         ...
 
 
@@ -104,6 +136,12 @@ class Repository:
                 "Only an agent can do this: use the handle that `session.join(agent_id)` returns.", field="agent_id"
             )
         return self._scope.agent_id
+
+    def _under_lease(self, call: UnderLease[_T]) -> _T:
+        """What ``call`` does under this process's lease; under a new one if that had lapsed and no caller's
+        transaction is broken by it.
+        """
+        return self._scope.leases.under(call, bound=self._executor.bound)
 
     def _hint(self, noun: str, *, told: bool = False) -> None:
         # The hot verbs do not notify in their own transaction: that would serialise every commit of the cluster.
@@ -170,6 +208,11 @@ class Repository:
 def head_start(in_vain: int) -> float:
     """Seconds that one who came ``in_vain`` so often in a row leaves to others: none at first, at most a tenth."""
     return random.random() * min(0.1, 0.001 * 2.0 ** min(in_vain, 10)) if in_vain else 0.0
+
+
+def in_doubt(error: BaseException) -> bool:
+    """Whether a call that ended so may have been done all the same: its answer was lost, or its caller gave up."""
+    return not isinstance(error, BlackboardError) or isinstance(error, (Unavailable, TransientError))
 
 
 def soon() -> float | None:
