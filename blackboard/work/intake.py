@@ -7,7 +7,6 @@ import contextlib
 from collections import Counter
 from datetime import timedelta
 from functools import partial
-from operator import itemgetter
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -32,9 +31,6 @@ _MOST_LANES = 200
 _LOOK_SECONDS = 0.1
 _FIRST_MISS_SECONDS = 0.01
 _RENEW_SECONDS = 1.0
-
-
-_by_priority = itemgetter("priority")
 
 
 class Intake:
@@ -217,8 +213,6 @@ class Intake:
         if lease_id in core.guard.lost:
             core.counts.lost += len(rows)
             return
-        # By priority; within one they come by id.
-        rows.sort(key=_by_priority, reverse=True)
         if len(lanes) == 1:
             [lane] = lanes
             self._answered(lane, len(rows), min(limit, share))

@@ -299,8 +299,8 @@ DECLARE
     v_began timestamptz;
     v_took double precision;
 BEGIN
-    -- What is picked is updated by its keys, and not by a join: of a table that was empty when it was analysed, a join would
-    -- read all rows, whatever has become of it since. Rows are so returned in order of id.
+    -- What is picked is updated where it lies, and not by its key: of a table that was empty when it was analysed, a plan may
+    -- read all rows to find a few, whatever has become of it since.
     PERFORM blackboard.act_as(p_agent_id);
     RETURN QUERY SELECT t.* FROM blackboard.tasks t
                  WHERE t.lease_id = p_lease_id AND t.session_id = p_session_id AND t.claim_id = p_claim_id
@@ -328,15 +328,15 @@ BEGIN
     WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned' LIMIT 1;
     IF FOUND THEN
         RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.ctid FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.assigned_to = p_agent_id AND t.status = 'assigned'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
             lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now, deadline_at = v_now + t.timeout, progress = NULL
-        WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
-            SELECT p.id FROM blackboard.tasks p
-            WHERE p.session_id = p_session_id AND p.assigned_to = p_agent_id AND p.status = 'assigned'
-            AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
-            ORDER BY p.priority DESC, p.position LIMIT v_left
-            FOR UPDATE SKIP LOCKED))
+        FROM picked p WHERE t.ctid = p.ctid
         RETURNING t.*;
         GET DIAGNOSTICS v_got = ROW_COUNT;
         v_left := v_left - v_got;
@@ -354,16 +354,16 @@ BEGIN
     IF cardinality(v_capabilities) = 1 THEN
         -- One queue, in the index's own order: nothing is to be merged, and no head to be looked for.
         RETURN QUERY
+        WITH picked AS MATERIALIZED (
+            SELECT t.ctid FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.capability = '' AND t.status = 'pending'
+              AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
+            ORDER BY t.priority DESC, t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
         UPDATE blackboard.tasks t
         SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
             lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
             deadline_at = v_now + t.timeout, progress = NULL
-        WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
-            SELECT p.id FROM blackboard.tasks p
-            WHERE p.session_id = p_session_id AND p.capability = '' AND p.status = 'pending'
-            AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
-            ORDER BY p.priority DESC, p.position LIMIT v_left
-            FOR UPDATE SKIP LOCKED))
+        FROM picked p WHERE t.ctid = p.ctid
         RETURNING t.*;
         GET DIAGNOSTICS v_got = ROW_COUNT;
         v_left := v_left - v_got;
@@ -379,16 +379,16 @@ BEGIN
         EXIT WHEN v_priority IS NULL;
         FOREACH v_capability IN ARRAY v_capabilities LOOP
             RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.ctid FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending' AND (t.expires_at IS NULL OR t.expires_at > v_now OR t.claim_id IS NOT NULL)
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED)
             UPDATE blackboard.tasks t
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
                 lease_id = p_lease_id, claim_id = p_claim_id, started_at = v_now,
                 deadline_at = v_now + t.timeout, progress = NULL
-            WHERE t.session_id = p_session_id AND t.id = ANY (ARRAY(
-                SELECT p.id FROM blackboard.tasks p
-                WHERE p.session_id = p_session_id AND p.capability = v_capability AND p.priority = v_priority
-                AND p.status = 'pending' AND (p.expires_at IS NULL OR p.expires_at > v_now OR p.claim_id IS NOT NULL)
-                ORDER BY p.position LIMIT v_left
-                FOR UPDATE SKIP LOCKED))
+            FROM picked p WHERE t.ctid = p.ctid
             RETURNING t.*;
             GET DIAGNOSTICS v_got = ROW_COUNT;
             v_left := v_left - v_got;

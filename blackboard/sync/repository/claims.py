@@ -35,7 +35,7 @@ class TaskClaims(TaskAdding):
     ) -> list[TaskRecord]:
         """Up to ``limit`` tasks are running under this agent's lease: assigned ones first, then by priority and age.
 
-        The list is in order of priority, and of id within one. No two callers get the same task. The tasks stay with
+        No two callers get the same task. The tasks stay with
         the caller while its process renews its lease; the records carry the fencing token that every later verb on them
         needs. An empty list means that there was nothing that could be claimed.
 
@@ -132,7 +132,6 @@ class TaskClaims(TaskAdding):
             with self._scope.leases.claiming(by, bound=self._executor.bound) as made:
                 rows = self._executor.fetch_all(statement, lease_id=lease_id, **params)
                 tasks = [self._record(row) for row in rows]
-                tasks.sort(key=lambda task: (-task.priority, task.id))
                 made.held = bool(tasks)
             return tasks
 
