@@ -109,13 +109,9 @@ class ProcessLease:
         try:
             yield claim
         except BaseException as error:
-            self.end_claim(claim_id, held=False, doubtful=in_doubt(error))
+            self._ended(claim_id, held=False, doubtful=in_doubt(error))
             raise
-        self.end_claim(claim_id, held=claim.held, doubtful=False, bound=bound)
-
-    def begin_claim(self, claim_id: UUID) -> None:
-        """A claim of that id, which was never used before, is about to be made for somebody in this process."""
-        self._begun(claim_id)
+        self._ended(claim_id, held=claim.held, doubtful=False, bound=bound)
 
     def _begun(self, claim_id: UUID) -> bool:
         with self._book:
@@ -124,8 +120,8 @@ class ProcessLease:
             self._claiming[claim_id] = self._claiming.get(claim_id, 0) + 1
             return True
 
-    def end_claim(self, claim_id: UUID, *, held: bool, doubtful: bool = True, bound: bool = False) -> None:
-        """The claim was answered and holds tasks; or it holds none or, if ``doubtful``, nobody here knows which."""
+    def _ended(self, claim_id: UUID, *, held: bool, doubtful: bool, bound: bool = False) -> None:
+        # Answered, and holds tasks; or it holds none or, if doubtful, nobody here knows which.
         with self._book:
             left = self._claiming.pop(claim_id, 1) - 1
             if left > 0:

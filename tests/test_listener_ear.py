@@ -497,3 +497,17 @@ def test_all_that_a_stopped_loop_left_is_taken_at_once(
         assert loop.run_until_complete(waiting)
     finally:
         loop.close()
+
+
+def test_a_subscription_to_several_sessions_hears_them_and_no_other(server: WatchedServer, make: Make) -> None:
+    listener = make()
+    sessions, other = [uuid4(), uuid4()], uuid4()
+    subscription = listener.subscribe(sessions, {"schedules"})
+    hearing(listener, subscription)
+    for session in sessions:
+        send(server, f"{other} schedules", f"{session} schedules")
+        assert subscription.wait(30)
+    listener.notify(other, "schedules")
+    assert not subscription.wait(0)
+    subscription.close()
+    assert not listener._subscriptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from uuid import UUID
 
-__all__ = ["array", "concerns", "key_of", "parse", "quoted"]
+__all__ = ["array", "concerns", "keys_of", "parse", "quoted"]
 
 
 def concerns(noun: str, nouns: Collection[str]) -> bool:
@@ -13,9 +13,9 @@ def concerns(noun: str, nouns: Collection[str]) -> bool:
     return any(noun == wanted or noun.startswith(f"{wanted}.") or wanted.startswith(f"{noun}.") for wanted in nouns)
 
 
-def key_of(session_id: UUID | None) -> int | None:
-    """What a session's subscriptions are found by; None for those to all sessions."""
-    return None if session_id is None else session_id.int
+def keys_of(sessions: Collection[UUID] | None) -> list[int | None]:
+    """What subscriptions to these sessions are found by; None for those to all sessions."""
+    return [None] if sessions is None else [session_id.int for session_id in sessions]
 
 
 def parse(payload: str) -> tuple[int | None, str | None]:

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from ..errors import BlackboardError, ServerUnreachable
 from .ear import Ear, Notice
-from .hints import array, concerns, key_of, parse, quoted
+from .hints import array, concerns, keys_of, parse, quoted
 from .link import Link, Stopped, Waker, backoff, parse_conninfo
 from .subscription import Subscription, Woken, resolve
 
@@ -116,8 +116,10 @@ class Listener:
         """Whether hints of other processes are heard now; False also while nobody is subscribed."""
         return self._listening and self._pid == os.getpid()
 
-    def subscribe(self, session_id: UUID | None = None, nouns: Collection[str] | None = None) -> Subscription:
-        """A subscription to the hints of one session (None: of all) about ``nouns`` (None: about all).
+    def subscribe(
+        self, sessions: UUID | Collection[UUID] | None = None, nouns: Collection[str] | None = None
+    ) -> Subscription:
+        """A subscription to the hints of one session or several (None: of all) about ``nouns`` (None: about all).
 
         A noun may be narrowed: ``tasks`` hears ``tasks.ready`` and ``tasks.changed``, and each of those hears ``tasks``
         but not the other.
@@ -126,13 +128,13 @@ class Listener:
             BlackboardError: the listener is closed.
         """
         self._check_process()
-        subscription = Subscription(
-            session_id, nouns, waiting=self._waiting, poll_over=self._poll_over, leave=self._forget
-        )
+        chosen = (sessions,) if isinstance(sessions, UUID) else sessions
+        subscription = Subscription(chosen, nouns, waiting=self._waiting, poll_over=self._poll_over, leave=self._forget)
         with self._lock:
             if self._closed:
                 raise BlackboardError("This board is closed; open it again to wait on it.")
-            self._subscriptions.setdefault(key_of(session_id), {})[subscription] = None
+            for key in keys_of(subscription.sessions):
+                self._subscriptions.setdefault(key, {})[subscription] = None
             waker = None if self._listening else self._started()
         if waker:
             waker.wake()
@@ -236,12 +238,12 @@ class Listener:
 
     def _forget(self, subscription: Subscription) -> None:
         self._check_process()
-        key = key_of(subscription.session_id)
         with self._lock:
-            group = self._subscriptions.get(key, {})
-            group.pop(subscription, None)
-            if not group:
-                self._subscriptions.pop(key, None)
+            for key in keys_of(subscription.sessions):
+                group = self._subscriptions.get(key, {})
+                group.pop(subscription, None)
+                if not group:
+                    self._subscriptions.pop(key, None)
             waker = None if self._subscriptions else self._waker
         if waker:  # the thread counts the idle time from here
             waker.wake()

@@ -14,7 +14,7 @@ __all__ = ["Subscription", "Woken", "resolve"]
 
 
 class Subscription:
-    """Hears the hints of one session, or of all. It belongs to one waiting loop; get it from ``Listener.subscribe``.
+    """Hears the hints of some sessions, or of all. It belongs to one waiting loop; get it from ``Listener.subscribe``.
 
     ::
 
@@ -27,14 +27,14 @@ class Subscription:
 
     def __init__(
         self,
-        session_id: UUID | None,
+        sessions: Collection[UUID] | None,
         nouns: Collection[str] | None,
         *,
         waiting: Callable[[float | None, asyncio.AbstractEventLoop | None], tuple[float, threading.RLock]],
         poll_over: Callable[[asyncio.Future[bool], float], None],
         leave: Callable[[Subscription], None],
     ) -> None:
-        self.session_id = session_id
+        self.sessions = None if sessions is None else frozenset(sessions)
         self.nouns = None if nouns is None else frozenset(nouns)
         self._waiting = waiting
         self._poll_over = poll_over

@@ -62,7 +62,7 @@ class SchedulerLoop:
     async def run(self, stop: asyncio.Event) -> None:
         """Returns once ``stop`` is set."""
         failures = 0
-        with self._schedules.hints() as hints:
+        with self._schedules.hints(sessions=self._sessions) as hints:
             while not stop.is_set():
                 try:
                     delay = await self._look()

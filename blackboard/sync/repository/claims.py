@@ -35,9 +35,9 @@ class TaskClaims(TaskAdding):
     ) -> list[TaskRecord]:
         """Up to ``limit`` tasks are running under this agent's lease: assigned ones first, then by priority and age.
 
-        No two callers get the same task. The tasks stay with
-        the caller while its process renews its lease; the records carry the fencing token that every later verb on them
-        needs. An empty list means that there was nothing that could be claimed.
+        No two callers get the same task. The tasks stay with the caller while its process renews its lease; the
+        records carry the fencing token that every later verb on them needs. An empty list means that there was
+        nothing that could be claimed.
 
         Args:
             limit: 1 to 10 000.

@@ -253,9 +253,13 @@ class Scheduler:
         assert row is not None
         return row["seconds"]
 
-    def hints(self) -> Subscription:
-        """Hears when schedules or sessions change, so that whoever sleeps until the next time looks again."""
-        return self._listener.subscribe(None, ("schedules", "sessions"))
+    def hints(self, *, sessions: Collection[UUID] | None = None) -> Subscription:
+        """Hears when schedules or sessions change, so that whoever sleeps until the next time looks again.
+
+        Args:
+            sessions: only of these; None means of all.
+        """
+        return self._listener.subscribe(sessions, ("schedules", "sessions"))
 
 
 def _fire(executor: Executor, row: Row) -> list[Firing]:

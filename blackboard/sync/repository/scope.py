@@ -78,14 +78,6 @@ class LeaseKeeper(Protocol):
         """A block that claims by that id: what it gets and does not tell is handed back."""
         ...
 
-    def begin_claim(self, claim_id: UUID) -> None:
-        """A claim of that id is about to be made on behalf of somebody in this process."""
-        ...
-
-    def end_claim(self, claim_id: UUID, *, held: bool, doubtful: bool = True) -> None:
-        """The claim was answered and holds tasks; or it holds none or, if ``doubtful``, nobody here knows which."""
-        ...
-
     def drop_claims(self, claim_ids: Iterable[UUID]) -> None:
         """Nobody here works on anything that these still hold; should they hold something, it goes back."""
         ...
