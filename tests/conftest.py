@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
 import uuid
@@ -29,6 +30,9 @@ for _name in [name for name in os.environ if name.startswith(("BLACKBOARD_", "SW
     del os.environ[_name]
 os.environ.pop("AGENT_ID", None)
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the suite in the background has it ignored, and every process that a test interrupts with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from blackboard import Blackboard, Session  # noqa: E402 - after the environment is clean
 from blackboard.store import migrations  # noqa: E402

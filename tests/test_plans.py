@@ -124,6 +124,8 @@ async def test_claims_look_up_keys_however_small_the_table_was(plans: Plans, row
     )
     await plans.connection.execute("ANALYZE blackboard.tasks")
     for claim in (CLAIM, CLAIM.replace("ARRAY['x']", "'{}'")):
+        # Explaining takes its time: floors that a slow claim has noted would send the next one another way.
+        await plans.connection.execute("SELECT set_config('blackboard.floors', '', false)")
         plan = await plans.of(claim, SESSION, LEASE, 5)
         steps = [step for step in plan.split("Query Text:") if "t.ctid = p.ctid" in step and "Update on tasks" in step]
         assert steps or not rows
