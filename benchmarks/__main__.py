@@ -29,7 +29,13 @@ from .stage import Stage
 PARTS = ("ceiling", "drain", "adding", "wakeup", "bloat", "backlog", "idle", "history", "profile")
 RESULTS = Path(__file__).parent / "results"
 # Those of an ordinary small installation; everything that makes commits durable is on.
-SERVER = {"shared_buffers": "1GB", "max_wal_size": "4GB", "fsync": "on", "synchronous_commit": "on"}
+SERVER = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "4GB",
+    "min_wal_size": "2GB",
+    "fsync": "on",
+    "synchronous_commit": "on",
+}
 
 
 async def measure(stage: Stage, options: argparse.Namespace, report: Report) -> dict[str, str]:
@@ -39,6 +45,7 @@ async def measure(stage: Stage, options: argparse.Namespace, report: Report) -> 
         report.fail(f"{missing.name} is not installed; --peers does that")
     own = [peers.OURS, peers.patched(options.patch)] if options.patch else [peers.OURS]
     run = Run(stage, report, [*own, peers.BARE, *found], options.rounds, options.scale)
+    await stage.wear_in()
     for name in options.parts:
         if name == "quick":
             continue
@@ -58,6 +65,7 @@ async def measure(stage: Stage, options: argparse.Namespace, report: Report) -> 
             "full_page_writes",
             "shared_buffers",
             "max_wal_size",
+            "min_wal_size",
         )
     }
     await connection.close()

@@ -83,21 +83,25 @@ async def _history(run: Run) -> None:
 
 
 async def _hints(run: Run) -> None:
-    """16 concurrent single adds: nobody told, nobody listening, 50 listening."""
+    """16 concurrent single adds, by one process to one table: nobody told, nobody listening, 50 listening."""
     n = run.size(16_000, 1600) // 16 * 16
-    async with run.arenas([OURS, BARE], pool_size=16) as arenas, run.arenas([OURS], pool_size=16) as quiet:
+    cases = [
+        ("16 adders, nobody told", OURS.name, 0),
+        ("16 adders, nobody listening", OURS.name, 0),
+        ("16 adders, 50 listening", OURS.name, 50),
+        ("16 adders, nobody told", BARE.name, 0),
+    ]
+    async with run.arenas([OURS, BARE], pool_size=16) as arenas:
         arena, [player] = arenas[OURS.name]
-        muted = quiet[OURS.name][1][0]
-        await muted.do("mute")
-        bare = arenas[BARE.name][1][0]
-        for _ in range(run.rounds):
-            for case, who, adder in (
-                ("16 adders, nobody told", OURS.name, muted),
-                ("16 adders, nobody listening", OURS.name, player),
-                ("16 adders, 50 listening", OURS.name, player),
-                ("16 adders, nobody told", BARE.name, bare),
-            ):
-                listeners = await _listeners(arena.url, 50 if case.endswith("50 listening") else 0)
+        # The first ones open connections and make plans.
+        await player.do("adders", n=n // 4, concurrency=16)
+        for turn in range(run.rounds):
+            # Tables grow and the machine changes: nobody is always first.
+            for case, who, listening in cases[turn % 4 :] + cases[: turn % 4]:
+                adder = arenas[who][1][0]
+                if adder is player:
+                    await player.do("mute", muted=case.endswith("told"))
+                listeners = await _listeners(arena.url, listening)
                 await run.stage.quiet()
                 with run.stage.clock([adder.pid]) as clock:
                     await adder.do("adders", n=n, concurrency=16)

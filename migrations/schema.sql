@@ -438,7 +438,7 @@ CREATE TABLE blackboard.tasks (
     CONSTRAINT tasks_assigned_to_length CHECK (((length(assigned_to) >= 1) AND (length(assigned_to) <= 100))),
     CONSTRAINT tasks_capability_length CHECK ((length(capability) <= 100))
 )
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05', autovacuum_analyze_threshold='1000');
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05', autovacuum_analyze_threshold='1000', fillfactor='50');
 
 COMMENT ON TABLE blackboard.tasks IS 'What is to be done, and by whom; its rules are those of blackboard.broken_task_rule().';
 

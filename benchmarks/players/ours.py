@@ -135,11 +135,13 @@ class Ours(Player):
         await asyncio.gather(*self._idle, return_exceptions=True)
         self._idle = []
 
-    async def do_mute(self) -> None:
-        """No hint is sent after a commit."""
+    async def do_mute(self, muted: bool) -> None:
+        """No hint is sent after a commit, or each again."""
         listener = self.session.scope.listener
-        listener.notify = lambda *_, **__: None  # type: ignore[method-assign]
-        listener.quiet = lambda: False  # type: ignore[method-assign]
+        for name, silent in (("notify", lambda *_, **__: None), ("quiet", lambda: False)):
+            vars(listener).pop(name, None)
+            if muted:
+                setattr(listener, name, silent)
 
     async def close(self) -> None:
         await self.stop()

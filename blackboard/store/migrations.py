@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "check_revision", "current", "downgrade", "offline_sql", "upgrade"]
 
-HEAD = "0017"
+HEAD = "0018"
 """The newest revision; a test compares it with the files. Known here so that opening a board imports no Alembic."""
 
 # Alembic keeps what it is doing in module globals: one run at a time in a process.
