@@ -10,6 +10,7 @@ from uuid import UUID
 
 from .models.agents import AgentRecord
 from .models.picture import Picture
+from .models.retention import Retention
 from .models.sessions import SessionRecord, SessionStatus
 from .repository.actions import Actions
 from .repository.agents import Agents
@@ -166,6 +167,19 @@ class Session:
         """
         self.record = await self._sessions.configure(self.id, ageing=ageing, retention=retention)
         return self.record
+
+    async def keep(self, *, tasks: timedelta | None = None, events: timedelta | None = None) -> Retention:
+        """What is older than that goes by itself; None keeps for ever. See ``sessions.keep``.
+
+        Raises:
+            InvalidInput: a time is out of its range.
+            NotPermitted: only the owner of the schema may.
+        """
+        return await self._sessions.keep(self.id, tasks=tasks, events=events)
+
+    async def kept(self) -> Retention:
+        """How long the session keeps what is over."""
+        return await self._sessions.kept(self.id)
 
     async def pause(self) -> SessionRecord:
         """No task is handed out any more until ``resume``; what runs goes on.

@@ -172,6 +172,44 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.add_dependencies(p_session_id uuid, p_ids uuid[], p_options jsonb[], p_new uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    v_tasks uuid[];
+    v_parents uuid[];
+    v_policies text[];
+    v_id uuid;
+BEGIN
+    SELECT array_agg(x.id), array_agg(d.id), array_agg(d.on_failure) INTO v_tasks, v_parents, v_policies
+    FROM unnest(p_ids, p_options) x (id, options),
+         LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
+    WHERE p_new IS NULL OR x.id IN (SELECT unnest(p_new));
+    SELECT u.id INTO v_id
+    FROM (SELECT DISTINCT x.id FROM unnest(v_parents) x (id)) u
+    LEFT JOIN LATERAL (SELECT true AS there FROM blackboard.tasks t
+                       WHERE t.session_id = p_session_id AND t.id = u.id OFFSET 0) t ON true
+    WHERE t.there IS NULL
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no task %s in this session to depend on.', v_id),
+                                 jsonb_build_object('noun', 'task', 'id', v_id, 'field', 'depends_on'));
+    END IF;
+    INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id, on_failure)
+    SELECT p_session_id, e.task_id, e.depends_on_id, e.on_failure
+    FROM unnest(v_tasks, v_parents, v_policies) e (task_id, depends_on_id, on_failure)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
 CREATE FUNCTION blackboard.now() RETURNS timestamp with time zone
     LANGUAGE sql PARALLEL SAFE
     AS $$ SELECT pg_catalog.clock_timestamp() $$;
@@ -468,7 +506,6 @@ CREATE FUNCTION blackboard.add_tasks(p_session_id uuid, p_ids uuid[], p_types te
     AS $$
 DECLARE
     v_added integer;
-    v_id uuid;
     -- Those that were not there before; NULL: all of them.
     v_new uuid[];
 BEGIN
@@ -506,23 +543,7 @@ BEGIN
                                                  p_parameters, p_options, v_added);
     END IF;
     IF v_added > 0 AND EXISTS (SELECT FROM unnest(p_options) o WHERE o ? 'depends_on') THEN
-        SELECT d.id INTO v_id
-        FROM unnest(p_ids, p_options) x (id, options),
-             LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
-        WHERE (v_new IS NULL OR x.id = ANY (v_new))
-          AND NOT EXISTS (SELECT FROM blackboard.tasks t
-                          WHERE t.session_id = p_session_id AND t.id = d.id)
-        LIMIT 1;
-        IF FOUND THEN
-            PERFORM blackboard.raise('BB001', format('There is no task %s in this session to depend on.', v_id),
-                                     jsonb_build_object('noun', 'task', 'id', v_id, 'field', 'depends_on'));
-        END IF;
-        INSERT INTO blackboard.task_dependencies (session_id, task_id, depends_on_id, on_failure)
-        SELECT p_session_id, x.id, d.id, d.on_failure
-        FROM unnest(p_ids, p_options) x (id, options),
-             LATERAL blackboard.dependency_options(x.options) d (id, on_failure)
-        WHERE v_new IS NULL OR x.id = ANY (v_new)
-        ON CONFLICT DO NOTHING;
+        PERFORM blackboard.add_dependencies(p_session_id, p_ids, p_options, v_new);
     END IF;
     RETURN v_added;
 END
@@ -1062,17 +1083,33 @@ $$;
 
 CREATE FUNCTION blackboard.ask_to_stop(p_session_id uuid, p_id uuid) RETURNS void
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
+DECLARE
+    v_tasks uuid[];
 BEGIN
-    PERFORM 1 FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.status = 'running' AND NOT t.cancel_requested
-      AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
-                   WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
-    ORDER BY t.id FOR UPDATE;
+    v_tasks := array(SELECT s.task_id FROM blackboard.flow_stages s
+                     WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready');
+    PERFORM 1
+    FROM (SELECT u.id FROM unnest(v_tasks) u (id) ORDER BY u.id OFFSET 0) x
+    CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                        WHERE t.session_id = p_session_id AND t.id = x.id AND t.status = 'running'
+                          AND NOT t.cancel_requested FOR UPDATE OFFSET 0) t;
+    WITH x AS MATERIALIZED (
+        SELECT t.place
+        FROM unnest(v_tasks) u (id)
+        CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                            WHERE o.session_id = p_session_id AND o.id = u.id AND o.status = 'running'
+                              AND NOT o.cancel_requested OFFSET 0) t)
     UPDATE blackboard.tasks t SET cancel_requested = true
-    WHERE t.session_id = p_session_id AND t.status = 'running' AND NOT t.cancel_requested
-      AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
-                   WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready');
+    FROM x WHERE t.ctid = x.place AND t.status = 'running' AND NOT t.cancel_requested;
 END
 $$;
 
@@ -1252,6 +1289,14 @@ CREATE FUNCTION blackboard.cancel_flow(p_session_id uuid, p_id uuid, p_reason te
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -1376,9 +1421,19 @@ $$;
 CREATE FUNCTION blackboard.check_dependencies() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_session uuid;
+    v_tasks uuid[];
+    v_parents uuid[];
     v_path uuid[];
 BEGIN
     FOR v_session IN SELECT DISTINCT n.session_id FROM new_rows n ORDER BY 1 LOOP
@@ -1389,34 +1444,61 @@ BEGIN
         END IF;
         -- Edges of one session are added one transaction at a time: two halves of a cycle must see each other.
         PERFORM pg_advisory_xact_lock(hashtextextended('blackboard dependencies ' || v_session, 0));
-        v_path := blackboard.dependency_cycle(
-            v_session, array(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.session_id = v_session));
+        SELECT array_agg(DISTINCT n.task_id), array_agg(DISTINCT n.depends_on_id) INTO v_tasks, v_parents
+        FROM new_rows n WHERE n.session_id = v_session;
+        v_path := blackboard.dependency_cycle(v_session, v_tasks);
         IF v_path IS NOT NULL THEN
             PERFORM blackboard.raise('BB008', 'The dependencies form a cycle: ' || array_to_string(v_path, ' -> ')
                                               || '. Leave one of these edges out.',
                                      jsonb_build_object('field', 'depends_on', 'path', to_jsonb(v_path)));
         END IF;
-        PERFORM 1 FROM blackboard.tasks t
-        WHERE t.session_id = v_session AND t.id IN (SELECT n.depends_on_id FROM new_rows n WHERE n.session_id = v_session)
-        ORDER BY t.id FOR UPDATE;
-        UPDATE blackboard.tasks t SET has_dependants = true
-        WHERE t.session_id = v_session AND NOT t.has_dependants
-          AND t.id IN (SELECT n.depends_on_id FROM new_rows n WHERE n.session_id = v_session);
+        -- Each row is looked up on its own (OFFSET 0 keeps the look a look), and changed where it lies once nobody else can
+        -- change it: then no scan of all that a session has can be mistaken for cheap while it looks empty.
+        PERFORM 1
+        FROM (SELECT u.id FROM unnest(v_parents) u (id) ORDER BY u.id OFFSET 0) x
+        CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                            WHERE t.session_id = v_session AND t.id = x.id FOR UPDATE OFFSET 0) t;
+        WITH x AS MATERIALIZED (
+            SELECT t.place
+            FROM unnest(v_parents) u (id)
+            CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                                WHERE o.session_id = v_session AND o.id = u.id AND NOT o.has_dependants OFFSET 0) t)
+        UPDATE blackboard.tasks t SET has_dependants = true FROM x WHERE t.ctid = x.place;
+        WITH p AS MATERIALIZED (
+            SELECT n.task_id, n.depends_on_id, t.status
+            FROM new_rows n
+            CROSS JOIN LATERAL (SELECT o.status FROM blackboard.tasks o
+                                WHERE o.session_id = v_session AND o.id = n.depends_on_id
+                                  AND o.completed_at IS NOT NULL OFFSET 0) t
+            WHERE n.session_id = v_session
+        ), e AS MATERIALIZED (
+            SELECT d.place, p.status
+            FROM p
+            CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.task_dependencies o
+                                WHERE o.session_id = v_session AND o.task_id = p.task_id AND o.depends_on_id = p.depends_on_id
+                                OFFSET 0) d)
         UPDATE blackboard.task_dependencies d
-        SET state = CASE WHEN p.status = 'completed' OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
-        FROM new_rows n JOIN blackboard.tasks p ON p.session_id = n.session_id AND p.id = n.depends_on_id
-        WHERE n.session_id = v_session AND d.session_id = v_session AND d.task_id = n.task_id
-          AND d.depends_on_id = n.depends_on_id AND p.completed_at IS NOT NULL;
+        SET state = CASE WHEN e.status = 'completed' OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
+        FROM e WHERE d.ctid = e.place;
         -- A task that was ready goes back to blocked, unless it runs already.
-        UPDATE blackboard.tasks t
-        SET status = 'blocked', blockers = w.waiting, position = NULL
-        FROM (SELECT d.task_id, count(*)::integer AS waiting FROM blackboard.task_dependencies d
-              WHERE d.session_id = v_session AND d.state = 'waiting'
-                AND d.task_id IN (SELECT n.task_id FROM new_rows n WHERE n.session_id = v_session)
-              GROUP BY d.task_id) w
-        WHERE t.session_id = v_session AND t.id = w.task_id AND t.status IN ('pending', 'assigned', 'scheduled');
-        PERFORM blackboard.refresh_blockers(
-            v_session, array(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.session_id = v_session));
+        PERFORM 1
+        FROM (SELECT u.id FROM unnest(v_tasks) u (id) ORDER BY u.id OFFSET 0) x
+        CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                            WHERE t.session_id = v_session AND t.id = x.id FOR UPDATE OFFSET 0) t;
+        WITH w AS MATERIALIZED (
+            SELECT t.place, c.waiting
+            FROM unnest(v_tasks) n (id)
+            CROSS JOIN LATERAL (
+                SELECT count(*)::integer AS waiting FROM blackboard.task_dependencies d
+                WHERE d.session_id = v_session AND d.task_id = n.id
+                  AND d.state = 'waiting') c
+            CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                                WHERE o.session_id = v_session AND o.id = n.id
+                                  AND o.status IN ('pending', 'assigned', 'scheduled') OFFSET 0) t
+            WHERE c.waiting > 0)
+        UPDATE blackboard.tasks t SET status = 'blocked', blockers = w.waiting, position = NULL
+        FROM w WHERE t.ctid = w.place;
+        PERFORM blackboard.refresh_blockers(v_session, v_tasks);
         INSERT INTO blackboard.events (session_id, type, subject_id, data)
         SELECT n.session_id, 'task.dependency_added', n.task_id,
                jsonb_build_object('depends_on', n.depends_on_id, 'on_failure', n.on_failure)
@@ -1429,57 +1511,80 @@ $$;
 CREATE FUNCTION blackboard.check_flow(p_session_id uuid, p_flow_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_row record;
+    v_names text[];
+    v_stages text[];
+    v_depends_on text[];
+    v_order text[];
+    v_precedes boolean[];
 BEGIN
-    PERFORM blackboard.flow_order(
-        array(SELECT s.name FROM blackboard.flow_stages s
-              WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id ORDER BY s.ordinal),
-        e.stages, e.depends_on)
-    FROM (SELECT array_agg(e.stage) AS stages, array_agg(e.depends_on) AS depends_on FROM blackboard.flow_edges e
-          WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id) e;
-    SELECT s.name, s.join_need, count(e.depends_on) AS edges INTO v_row
+    SELECT array_agg(s.name ORDER BY s.ordinal) INTO v_names FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id;
+    SELECT coalesce(array_agg(e.stage), '{}'), coalesce(array_agg(e.depends_on), '{}') INTO v_stages, v_depends_on
+    FROM blackboard.flow_edges e WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id;
+    v_order := blackboard.flow_order(v_names, v_stages, v_depends_on);
+    SELECT s.name, s.join_need, coalesce(e.edges, 0) AS edges INTO v_row
     FROM blackboard.flow_stages s
-    LEFT JOIN blackboard.flow_edges e ON e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.join_need IS NOT NULL
-    GROUP BY s.name, s.join_need, s.ordinal HAVING s.join_need > count(e.depends_on) ORDER BY s.ordinal LIMIT 1;
+    LEFT JOIN (SELECT u.stage, count(*) AS edges FROM unnest(v_stages) u (stage) GROUP BY u.stage) e ON e.stage = s.name
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.join_need > coalesce(e.edges, 0)
+    ORDER BY s.ordinal LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('Stage %L joins on %s successes and has %s dependencies.',
                                                  v_row.name, v_row.join_need, v_row.edges),
                                  jsonb_build_object('field', 'join', 'stage', v_row.name));
     END IF;
-    SELECT s.name, s.loop_to INTO v_row FROM blackboard.flow_stages s
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.loop_to <> s.name
-      AND NOT blackboard.flow_precedes(p_session_id, p_flow_id, s.loop_to, s.name)
-    ORDER BY s.ordinal LIMIT 1;
-    IF FOUND THEN
-        PERFORM blackboard.raise('BB002', format('Stage %L cannot loop back to %L, which does not come before it.',
-                                                 v_row.name, v_row.loop_to),
-                                 jsonb_build_object('field', 'loop_to', 'stage', v_row.name));
+    SELECT array_agg(s.loop_to ORDER BY s.ordinal) AS firsts, array_agg(s.name ORDER BY s.ordinal) AS seconds INTO v_row
+    FROM blackboard.flow_stages s
+    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.loop_to <> s.name;
+    IF v_row.firsts IS NOT NULL THEN
+        v_precedes := blackboard.flow_precedes(v_order, v_stages, v_depends_on, v_row.firsts, v_row.seconds);
+        SELECT l.name, l.loop_to INTO v_row
+        FROM unnest(v_row.seconds, v_row.firsts, v_precedes) WITH ORDINALITY l (name, loop_to, precedes, n)
+        WHERE NOT l.precedes ORDER BY l.n LIMIT 1;
+        IF FOUND THEN
+            PERFORM blackboard.raise('BB002', format('Stage %L cannot loop back to %L, which does not come before it.',
+                                                     v_row.name, v_row.loop_to),
+                                     jsonb_build_object('field', 'loop_to', 'stage', v_row.name));
+        END IF;
     END IF;
     SELECT s.name INTO v_row FROM blackboard.flow_stages s
-    JOIN blackboard.flow_stages o ON o.session_id = s.session_id AND o.flow_id = s.flow_id AND o.name = s.output
-                                 AND o.name <> s.name
+    JOIN unnest(v_names) o (name) ON o.name = s.output AND o.name <> s.name
     WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.output IS NOT NULL ORDER BY s.ordinal LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('The output of stage %L has the name of another stage.', v_row.name),
                                  jsonb_build_object('field', 'output', 'stage', v_row.name));
     END IF;
-    SELECT s.name, b.key, b.value ->> 0 AS said, x.source, p.name AS producer INTO v_row
-    FROM blackboard.flow_stages s
-    CROSS JOIN LATERAL jsonb_each(s.bindings) b
-    CROSS JOIN LATERAL blackboard.flow_binding(b.value #>> '{}') x
-    LEFT JOIN LATERAL (
-        SELECT p.name FROM blackboard.flow_stages p
-        WHERE p.session_id = s.session_id AND p.flow_id = s.flow_id AND p.name = x.source
-        UNION ALL
-        SELECT p.name FROM blackboard.flow_stages p
-        WHERE p.session_id = s.session_id AND p.flow_id = s.flow_id AND p.output = x.source LIMIT 1) p ON true
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.bindings <> '{}'
-      AND x.source IS DISTINCT FROM 'inputs'
-      AND (p.name IS NULL OR NOT blackboard.flow_precedes(p_session_id, p_flow_id, p.name, s.name))
-    ORDER BY s.ordinal, b.key LIMIT 1;
+    WITH producers AS MATERIALIZED (
+        SELECT s.name AS source, s.name FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id
+        UNION
+        SELECT s.output, s.name FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.output IS NOT NULL
+    ), bound AS MATERIALIZED (
+        SELECT s.name, s.ordinal, b.key, x.source
+        FROM blackboard.flow_stages s
+        CROSS JOIN LATERAL jsonb_each(s.bindings) b
+        CROSS JOIN LATERAL blackboard.flow_binding(b.value #>> '{}') x
+        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.bindings <> '{}'
+          AND x.source IS DISTINCT FROM 'inputs')
+    SELECT array_agg(b.name ORDER BY b.ordinal, b.key) AS names, array_agg(b.key ORDER BY b.ordinal, b.key) AS keys,
+           array_agg(b.source ORDER BY b.ordinal, b.key) AS sources,
+           array_agg(p.name ORDER BY b.ordinal, b.key) AS producers
+    INTO v_row
+    FROM bound b LEFT JOIN producers p ON p.source = b.source;
+    IF v_row.names IS NULL THEN
+        RETURN;
+    END IF;
+    v_precedes := blackboard.flow_precedes(v_order, v_stages, v_depends_on, v_row.producers, v_row.names);
+    SELECT b.name, b.key, b.source, b.producer INTO v_row
+    FROM unnest(v_row.names, v_row.keys, v_row.sources, v_row.producers, v_precedes)
+             WITH ORDINALITY b (name, key, source, producer, precedes, n)
+    WHERE NOT b.precedes ORDER BY b.n LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise(
             'BB002',
@@ -2460,9 +2565,14 @@ $$;
 
 CREATE FUNCTION blackboard.dependency_cycle(p_session_id uuid, p_tasks uuid[]) RETURNS uuid[]
     LANGUAGE plpgsql
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
     v_nodes uuid[];
+    v_tasks uuid[];
+    v_parents uuid[];
     v_dependants integer[];
     v_heads integer[];
     v_waiting integer[];
@@ -2475,26 +2585,19 @@ DECLARE
     v_next uuid;
     v_from integer;
 BEGIN
-    -- A task that nothing depends on closes no cycle: adding new tasks at the end of a flow ends here.
-    WITH RECURSIVE reached (id) AS (
-        SELECT p.id FROM unnest(p_tasks) p (id)
-        WHERE EXISTS (SELECT FROM blackboard.task_dependencies d
-                      WHERE d.session_id = p_session_id AND d.depends_on_id = p.id)
-        UNION
-        SELECT d.depends_on_id FROM reached r
-        JOIN blackboard.task_dependencies d ON d.session_id = p_session_id AND d.task_id = r.id)
-    SELECT array_agg(r.id ORDER BY r.id) INTO v_nodes FROM reached r;
-    IF v_nodes IS NULL THEN
+    SELECT e.tasks, e.depends_on INTO v_tasks, v_parents FROM blackboard.edges_above(p_session_id, p_tasks) e;
+    IF v_tasks IS NULL THEN
         RETURN NULL;
     END IF;
+    SELECT array_agg(u.id ORDER BY u.id) INTO v_nodes
+    FROM (SELECT unnest(v_tasks) AS id UNION SELECT unnest(v_parents)) u;
     v_size := cardinality(v_nodes);
     WITH nodes AS MATERIALIZED (
         SELECT u.id, u.n::integer AS n FROM unnest(v_nodes) WITH ORDINALITY u (id, n)
     ), edges AS MATERIALIZED (
         SELECT a.n AS task, b.n AS depends_on
-        FROM nodes a
-        JOIN blackboard.task_dependencies d ON d.session_id = p_session_id AND d.task_id = a.id
-        JOIN nodes b ON b.id = d.depends_on_id)
+        FROM unnest(v_tasks, v_parents) d (task_id, depends_on_id)
+        JOIN nodes a ON a.id = d.task_id JOIN nodes b ON b.id = d.depends_on_id)
     SELECT (SELECT array_agg(e.task ORDER BY e.depends_on) FROM edges e),
            (SELECT array_agg(h.count ORDER BY h.n) FROM (
                 SELECT n.n, count(e.task)::integer AS count FROM nodes n LEFT JOIN edges e ON e.depends_on = n.n
@@ -2537,8 +2640,8 @@ BEGIN
     v_next := v_left[1];
     WHILE v_path IS NULL OR NOT v_next = ANY (v_path) LOOP
         v_path := v_path || v_next;
-        SELECT d.depends_on_id INTO STRICT v_next FROM blackboard.task_dependencies d
-        WHERE d.session_id = p_session_id AND d.task_id = v_next AND d.depends_on_id = ANY (v_left) LIMIT 1;
+        SELECT d.depends_on_id INTO STRICT v_next FROM unnest(v_tasks, v_parents) d (task_id, depends_on_id)
+        WHERE d.task_id = v_next AND d.depends_on_id = ANY (v_left) LIMIT 1;
     END LOOP;
     RETURN v_path[array_position(v_path, v_next) :] || v_next;
 END
@@ -2588,6 +2691,38 @@ BEGIN
         error = jsonb_build_object('code', 'discarded', 'message', p_reason, 'last', t.error)
     WHERE t.session_id = p_session_id AND t.id = p_id
     RETURNING t.*;
+END
+$$;
+
+CREATE FUNCTION blackboard.edges_above(p_session_id uuid, p_tasks uuid[], OUT tasks uuid[], OUT depends_on uuid[]) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    -- Each looked up on its own, however small the table seems.
+    WITH RECURSIVE reached (id) AS (
+        SELECT p.id FROM unnest(p_tasks) p (id)
+        WHERE EXISTS (SELECT FROM blackboard.task_dependencies d
+                      WHERE d.session_id = p_session_id AND d.depends_on_id = p.id OFFSET 0)
+        UNION
+        SELECT d.depends_on_id FROM reached r
+        CROSS JOIN LATERAL (
+            SELECT o.depends_on_id FROM blackboard.task_dependencies o
+            WHERE o.session_id = p_session_id AND o.task_id = r.id
+            OFFSET 0) d)
+    SELECT array_agg(d.task_id), array_agg(d.depends_on_id) INTO tasks, depends_on
+    FROM reached r
+    CROSS JOIN LATERAL (
+        SELECT o.task_id, o.depends_on_id FROM blackboard.task_dependencies o
+        WHERE o.session_id = p_session_id AND o.task_id = r.id
+        OFFSET 0) d;
 END
 $$;
 
@@ -2945,8 +3080,11 @@ CREATE FUNCTION blackboard.finish_flow(p_session_id uuid, p_flow_id uuid) RETURN
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -3157,19 +3295,59 @@ CREATE FUNCTION blackboard.flow_outputs(p_session_id uuid, p_flow_id uuid) RETUR
     WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.output IS NOT NULL AND s.state = 'completed'
 $$;
 
-CREATE FUNCTION blackboard.flow_precedes(p_session_id uuid, p_flow_id uuid, p_first text, p_second text) RETURNS boolean
-    LANGUAGE sql STABLE
+CREATE FUNCTION blackboard.flow_precedes(p_order text[], p_stages text[], p_depends_on text[], p_firsts text[], p_seconds text[]) RETURNS boolean[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET enable_mergejoin TO 'off'
     AS $$
-    WITH RECURSIVE above (name) AS (
-        SELECT e.depends_on FROM blackboard.flow_edges e
-        WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = p_second
-        UNION
-        SELECT e.depends_on FROM above a
-        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = a.name)
-    SELECT EXISTS (SELECT FROM blackboard.flow_edges e
-                   WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = p_second
-                     AND e.depends_on = p_first)
-        OR EXISTS (SELECT FROM above a WHERE a.name = p_first)
+DECLARE
+    v_before integer[];
+    v_counts integer[];
+    v_from integer[] := array_fill(1, ARRAY[cardinality(p_order) + 1]);
+    v_marks integer[] := array_fill(0, ARRAY[cardinality(p_order)]);
+    v_precedes boolean[] := array_fill(false, ARRAY[cardinality(p_firsts)]);
+    v_pairs record;
+BEGIN
+    WITH nodes AS MATERIALIZED (
+        SELECT u.name, u.n::integer AS n FROM unnest(p_order) WITH ORDINALITY u (name, n)
+    ), edges AS MATERIALIZED (
+        SELECT a.n AS stage, b.n AS depends_on
+        FROM unnest(p_stages, p_depends_on) e (stage, depends_on)
+        JOIN nodes a ON a.name = e.stage JOIN nodes b ON b.name = e.depends_on)
+    SELECT (SELECT array_agg(e.depends_on ORDER BY e.stage) FROM edges e),
+           (SELECT array_agg(h.count ORDER BY h.n) FROM (
+                SELECT n.n, count(e.stage)::integer AS count FROM nodes n LEFT JOIN edges e ON e.stage = n.n
+                GROUP BY n.n) h)
+    INTO v_before, v_counts;
+    FOR i IN 1 .. cardinality(p_order) LOOP
+        v_from[i + 1] := v_from[i] + v_counts[i];
+    END LOOP;
+    -- One walk for each first stage, no further than to the last one that is asked for.
+    FOR v_pairs IN
+        WITH nodes AS MATERIALIZED (
+            SELECT u.name, u.n::integer AS n FROM unnest(p_order) WITH ORDINALITY u (name, n))
+        SELECT a.n AS first, max(b.n) AS last, array_agg(b.n) AS seconds, array_agg(x.i) AS places
+        FROM unnest(p_firsts, p_seconds) WITH ORDINALITY x (first, second, i)
+        JOIN nodes a ON a.name = x.first JOIN nodes b ON b.name = x.second
+        GROUP BY a.n
+    LOOP
+        v_marks[v_pairs.first] := v_pairs.first;
+        FOR i IN v_pairs.first + 1 .. v_pairs.last LOOP
+            FOR k IN v_from[i] .. v_from[i + 1] - 1 LOOP
+                IF v_marks[v_before[k]] = v_pairs.first THEN
+                    v_marks[i] := v_pairs.first;
+                    EXIT;
+                END IF;
+            END LOOP;
+        END LOOP;
+        FOR i IN 1 .. cardinality(v_pairs.seconds) LOOP
+            v_precedes[v_pairs.places[i]] :=
+                v_pairs.seconds[i] > v_pairs.first AND v_marks[v_pairs.seconds[i]] = v_pairs.first;
+        END LOOP;
+    END LOOP;
+    RETURN v_precedes;
+END
 $$;
 
 CREATE FUNCTION blackboard.flow_reason(p_session_id uuid, p_task_id uuid) RETURNS jsonb
@@ -3814,6 +3992,18 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.history_dependency_policy() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    VALUES (NEW.session_id, 'task.dependency_changed', NEW.task_id,
+            jsonb_build_object('depends_on', NEW.depends_on_id, 'on_failure', NEW.on_failure));
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION blackboard.history_evidence_insert() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4081,19 +4271,28 @@ $$;
 CREATE FUNCTION blackboard.history_flow_edges() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     SET enable_nestloop TO 'off'
     SET enable_hashjoin TO 'on'
+    SET enable_mergejoin TO 'off'
     AS $$
+DECLARE
+    v_flow record;
 BEGIN
-    INSERT INTO blackboard.events (session_id, type, subject_id, data)
-    SELECT c.session_id, 'flow.stage_wired', c.flow_id,
-           jsonb_build_object('stage', c.stage, 'after', coalesce(
-               jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
-                   FILTER (WHERE e.depends_on IS NOT NULL), '[]'))
-    FROM (SELECT DISTINCT session_id, flow_id, stage FROM changed_rows) c
-    LEFT JOIN blackboard.flow_edges e USING (session_id, flow_id, stage)
-    GROUP BY c.session_id, c.flow_id, c.stage
-    ORDER BY c.stage;
+    FOR v_flow IN SELECT DISTINCT c.session_id, c.flow_id FROM changed_rows c ORDER BY 1, 2 LOOP
+        -- One read of the flow's edges, and never of those of others.
+        INSERT INTO blackboard.events (session_id, type, subject_id, data)
+        SELECT v_flow.session_id, 'flow.stage_wired', v_flow.flow_id,
+               jsonb_build_object('stage', c.stage, 'after', coalesce(
+                   jsonb_agg(jsonb_build_object('stage', e.depends_on, 'on_failure', e.on_failure) ORDER BY e.depends_on)
+                       FILTER (WHERE e.depends_on IS NOT NULL), '[]'))
+        FROM (SELECT DISTINCT n.stage FROM changed_rows n
+              WHERE n.session_id = v_flow.session_id AND n.flow_id = v_flow.flow_id) c
+        LEFT JOIN blackboard.flow_edges e
+               ON e.session_id = v_flow.session_id AND e.flow_id = v_flow.flow_id AND e.stage = c.stage
+        GROUP BY c.stage
+        ORDER BY c.stage;
+    END LOOP;
     RETURN NULL;
 END
 $$;
@@ -4520,6 +4719,24 @@ BEGIN
         PERFORM blackboard.settle_actions(v_closed.session_id, v_closed.id);
         PERFORM blackboard.hint(v_closed.session_id, 'proposals');
     END LOOP;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.history_retentions() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_session_id uuid := CASE WHEN TG_OP = 'DELETE' THEN OLD.session_id ELSE NEW.session_id END;
+BEGIN
+    -- Of a session that is deleted nothing is left to tell of.
+    INSERT INTO blackboard.events (session_id, type, subject_id, data)
+    SELECT s.id, 'session.retention_changed', s.id,
+           jsonb_build_object('keep_tasks', CASE WHEN TG_OP <> 'DELETE' THEN NEW.tasks END,
+                              'keep_events', CASE WHEN TG_OP <> 'DELETE' THEN NEW.events END)
+    FROM blackboard.sessions s WHERE s.id = v_session_id;
+    PERFORM blackboard.hint(v_session_id, 'sessions');
     RETURN NULL;
 END
 $$;
@@ -5308,6 +5525,96 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION blackboard.keep_due(p_scan integer, OUT session_id uuid, OUT tasks integer, OUT flows integer, OUT events bigint, OUT error text, OUT seconds double precision) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '1s'
+    AS $$
+DECLARE
+    v_now timestamptz := blackboard.now();
+    v_scan integer := least(greatest(p_scan, 1), 10000);
+    v_statuses text[] := '{completed,failed,cancelled}';
+    v_row blackboard.retentions;
+    v_more boolean := false;
+    v_pause interval := '0';
+BEGIN
+    tasks := 0;
+    flows := 0;
+    events := 0;
+    SELECT * INTO v_row FROM blackboard.retentions r WHERE r.due_at <= v_now
+    ORDER BY r.due_at, r.session_id LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        -- What is due and locked is in good hands.
+        SELECT CASE WHEN count(*) > 0 THEN greatest(extract(epoch FROM min(r.due_at) - v_now), 1) END
+        INTO seconds FROM blackboard.retentions r;
+        RETURN;
+    END IF;
+    session_id := v_row.session_id;
+    IF v_row.phase = 'tasks' AND v_row.after_id IS NULL THEN
+        v_row.error := NULL;
+    END IF;
+    BEGIN
+        IF v_row.phase = 'tasks' AND v_row.tasks IS NULL THEN
+            v_row.phase := 'events';
+        END IF;
+        IF v_row.phase = 'tasks' THEN
+            SELECT p.next, p.pruned INTO v_row.after_id, tasks FROM blackboard.prune_tasks(
+                session_id, v_now - v_row.tasks, v_statuses, v_row.after_id, v_scan, false, 'retention') p;
+            v_more := true;
+            IF v_row.after_id IS NULL THEN
+                v_row.phase := 'flows';
+            END IF;
+        ELSIF v_row.phase = 'flows' THEN
+            IF v_row.tasks IS NULL THEN
+                v_row.after_id := NULL;
+            ELSE
+                SELECT p.next, p.pruned INTO v_row.after_id, flows FROM blackboard.prune_flows(
+                    session_id, v_now - v_row.tasks, v_statuses, v_row.after_id, v_scan, false, 'retention') p;
+            END IF;
+            v_more := v_row.after_id IS NOT NULL OR v_row.events IS NOT NULL;
+            IF v_row.after_id IS NULL THEN
+                v_row.phase := 'events';
+            END IF;
+        ELSIF v_row.events IS NOT NULL THEN
+            events := blackboard.prune_events(session_id, v_now - v_row.events, v_scan);
+            v_more := events > 0;
+        END IF;
+    EXCEPTION
+        WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+            v_more := true;
+            v_pause := interval '1 second';
+        WHEN OTHERS THEN
+            -- A table of the application's own may refer to what has to go: what comes after it goes all the same.
+            v_row.error := format('%s (%s)', SQLERRM, SQLSTATE);
+            error := v_row.error;
+            v_more := v_row.phase = 'tasks';
+            IF v_more THEN
+                SELECT CASE WHEN count(*) = v_scan THEN (array_agg(w.id ORDER BY w.id DESC))[1] END
+                INTO v_row.after_id FROM (
+                    SELECT t.id FROM blackboard.tasks t
+                    WHERE t.session_id = v_row.session_id
+                      AND t.id > coalesce(v_row.after_id, '00000000-0000-0000-0000-000000000000')
+                    ORDER BY t.id LIMIT v_scan) w;
+                IF v_row.after_id IS NULL THEN
+                    v_row.phase := 'flows';
+                END IF;
+            END IF;
+    END;
+    IF v_more THEN
+        v_row.due_at := v_now + v_pause;
+    ELSE
+        v_row.phase := 'tasks';
+        v_row.after_id := NULL;
+        v_row.due_at := v_now + least(greatest(least(v_row.tasks, v_row.events) / 20, interval '1 minute'),
+                                      interval '1 hour');
+    END IF;
+    UPDATE blackboard.retentions r
+    SET phase = v_row.phase, after_id = v_row.after_id, error = v_row.error, due_at = v_row.due_at
+    WHERE r.session_id = v_row.session_id;
+    SELECT greatest(extract(epoch FROM min(r.due_at) - v_now), 0) INTO seconds FROM blackboard.retentions r;
+END
+$$;
+
 CREATE FUNCTION blackboard.keep_late_action(p_session_id uuid, p_id uuid, p_agent_id text, p_token bigint, p_result jsonb, p_error text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5338,6 +5645,30 @@ BEGIN
     PERFORM blackboard.raise('BB005', format('%s on blackboard.spend is refused: the ledger is append-only.', TG_OP),
                              jsonb_build_object('table', TG_TABLE_NAME, 'operation', TG_OP));
     RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION blackboard.keep_session(p_session_id uuid, p_tasks interval, p_events interval, p_actor text, OUT tasks interval, OUT events interval) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM blackboard.act_as(p_actor);
+    PERFORM FROM blackboard.sessions s WHERE s.id = p_session_id;
+    IF NOT FOUND THEN
+        PERFORM blackboard.raise('BB001', format('There is no session %s; list them with `blackboard session list`.',
+                                                 p_session_id),
+                                 jsonb_build_object('noun', 'session', 'id', p_session_id));
+    END IF;
+    IF p_tasks IS NULL AND p_events IS NULL THEN
+        DELETE FROM blackboard.retentions r WHERE r.session_id = p_session_id;
+    ELSE
+        INSERT INTO blackboard.retentions AS r (session_id, tasks, events) VALUES (p_session_id, p_tasks, p_events)
+        ON CONFLICT (session_id) DO UPDATE
+        SET tasks = excluded.tasks, events = excluded.events, due_at = excluded.due_at, error = NULL
+        WHERE (r.tasks, r.events) IS DISTINCT FROM (excluded.tasks, excluded.events) OR r.error IS NOT NULL;
+    END IF;
+    tasks := p_tasks;
+    events := p_events;
 END
 $$;
 
@@ -5683,11 +6014,14 @@ $$;
 CREATE FUNCTION blackboard.loop_stage(p_session_id uuid, p_flow_id uuid, p_name text, p_quality double precision) RETURNS text[]
     LANGUAGE plpgsql
     SET xmloption TO 'document'
-    SET plan_cache_mode TO 'force_generic_plan'
+    SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_stage blackboard.flow_stages;
@@ -5701,27 +6035,38 @@ BEGIN
         SELECT p_name
         UNION
         SELECT e.depends_on FROM above a
-        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = a.name
+        CROSS JOIN LATERAL (SELECT o.depends_on FROM blackboard.flow_edges o
+                            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.stage = a.name OFFSET 0) e
         WHERE a.name <> coalesce(v_stage.loop_to, p_name)
     ), below (name) AS (
         SELECT coalesce(v_stage.loop_to, p_name)
         UNION
         SELECT e.stage FROM below b
-        JOIN blackboard.flow_edges e ON e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = b.name
+        CROSS JOIN LATERAL (SELECT o.stage FROM blackboard.flow_edges o
+                            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id
+                              AND o.depends_on = b.name OFFSET 0) e
         WHERE b.name <> p_name)
-    SELECT array_agg(a.name) INTO v_segment FROM above a JOIN below b USING (name);
+    SELECT array_agg(i.name) INTO v_segment
+    FROM (SELECT a.name FROM above a INTERSECT SELECT b.name FROM below b) i;
     SELECT jsonb_build_object('stage', p_name, 'quality', p_quality, 'min_quality', v_stage.min_quality,
                               'iteration', v_stage.iteration, 'task_id', t.id, 'result', t.result)
     INTO v_feedback
     FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = v_stage.task_id;
-    SELECT array_agg(s.task_id) INTO v_stale FROM blackboard.flow_stages s
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment)
-      AND s.state IN ('waiting', 'ready') AND s.name <> p_name;
+    SELECT array_agg(s.task_id) INTO v_stale
+    FROM unnest(v_segment) x (name)
+    CROSS JOIN LATERAL (SELECT o.name, o.task_id, o.state FROM blackboard.flow_stages o
+                        WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name OFFSET 0) s
+    WHERE s.state IN ('waiting', 'ready') AND s.name <> p_name;
+    WITH x AS MATERIALIZED (
+        SELECT s.place
+        FROM unnest(v_segment) u (name)
+        CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.flow_stages o
+                            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = u.name OFFSET 0) s)
     UPDATE blackboard.flow_stages s
     SET state = 'waiting', task_id = blackboard.new_id(), iteration = s.iteration + 1,
         loops = CASE WHEN s.name = p_name THEN s.loops + 1 ELSE 0 END,
         quality = NULL, error = NULL, stopping = false
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_segment);
+    FROM x WHERE s.ctid = x.place;
     PERFORM blackboard.make_stage_tasks(p_session_id, p_flow_id, v_segment, v_feedback);
     -- A branch that an early join left behind belongs to the old round.
     PERFORM blackboard.stop_tasks(p_session_id, v_stale, 'superseded', 'A later round of this stage has begun.');
@@ -5735,8 +6080,11 @@ CREATE FUNCTION blackboard.make_stage_tasks(p_session_id uuid, p_flow_id uuid, p
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_ids uuid[];
@@ -5752,21 +6100,29 @@ BEGIN
                array_agg(nullif(s.template -> 'options', 'null') ORDER BY s.ordinal),
                nullif(current_setting('blackboard.actor', true), ''))
     INTO v_ids, v_made
-    FROM blackboard.flow_stages s
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages);
+    FROM unnest(p_stages) x (name)
+    CROSS JOIN LATERAL (SELECT o.* FROM blackboard.flow_stages o
+                        WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name OFFSET 0) s;
     IF v_made < cardinality(v_ids) THEN
         PERFORM blackboard.raise('BB004', 'The id of a stage''s task was used before; leave it out or use a new one.',
                                  '{"noun": "task", "field": "id"}');
     END IF;
     INSERT INTO blackboard.flow_tasks (session_id, task_id, flow_id, stage, iteration)
-    SELECT s.session_id, s.task_id, s.flow_id, s.name, s.iteration FROM blackboard.flow_stages s
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages);
+    SELECT s.session_id, s.task_id, s.flow_id, s.name, s.iteration
+    FROM unnest(p_stages) x (name)
+    CROSS JOIN LATERAL (SELECT o.* FROM blackboard.flow_stages o
+                        WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name OFFSET 0) s;
     -- has_dependants: somebody waits for their end, namely the flow.
+    WITH x AS MATERIALIZED (
+        SELECT t.place
+        FROM unnest(v_ids) u (id)
+        CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                            WHERE o.session_id = p_session_id AND o.id = u.id OFFSET 0) t)
     UPDATE blackboard.tasks t
     SET has_dependants = true, blockers = 1,
         status = CASE WHEN t.status IN ('pending', 'assigned', 'scheduled') THEN 'blocked' ELSE t.status END,
         position = NULL
-    WHERE t.session_id = p_session_id AND t.id = ANY (v_ids);
+    FROM x WHERE t.ctid = x.place;
 END
 $$;
 
@@ -5781,6 +6137,14 @@ CREATE FUNCTION blackboard.modify_flow(p_session_id uuid, p_id uuid, p_expected 
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -5821,14 +6185,15 @@ BEGIN
     END LOOP;
     SELECT e.stage INTO v_left FROM blackboard.flow_edges e
     WHERE e.session_id = p_session_id AND e.flow_id = p_id
-      AND e.depends_on IN (SELECT jsonb_array_elements_text(coalesce(p_change -> 'remove', '[]'))) LIMIT 1;
+      AND e.depends_on = ANY (array(SELECT jsonb_array_elements_text(coalesce(p_change -> 'remove', '[]')))) LIMIT 1;
     IF FOUND THEN
         PERFORM blackboard.raise('BB002', format('Stage %L depends on a stage that is to be removed: rewire or remove it too.',
                                                  v_left),
                                  jsonb_build_object('field', 'remove', 'stage', v_left));
     END IF;
     DELETE FROM blackboard.flow_stages s
-    WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.task_id = ANY (v_removed);
+    WHERE s.session_id = p_session_id AND s.flow_id = p_id
+      AND s.name = ANY (array(SELECT jsonb_array_elements_text(coalesce(p_change -> 'remove', '[]'))));
     IF p_change -> 'add' IS NOT NULL THEN
         PERFORM blackboard.add_stages(p_session_id, p_id, p_change -> 'add');
     END IF;
@@ -5843,8 +6208,8 @@ BEGIN
         SET blockers = 1, position = NULL, held = NULL,
             status = CASE WHEN t.status IN ('pending', 'assigned', 'scheduled', 'held') THEN 'blocked' ELSE t.status END
         WHERE t.session_id = p_session_id AND t.blockers = 0
-          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
-                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.name = ANY (v_rewired));
+          AND t.id = ANY (array(SELECT s.task_id FROM blackboard.flow_stages s
+                                WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.name = ANY (v_rewired)));
     END IF;
     FOR v_name, v_value IN SELECT r.key, r.value FROM jsonb_each(coalesce(p_change -> 'reprioritise', '{}')) r ORDER BY 1 LOOP
         v_stage := blackboard.unstarted_stage(p_session_id, v_flow, v_name);
@@ -5996,9 +6361,18 @@ CREATE FUNCTION blackboard.pause_flow(p_session_id uuid, p_id uuid, p_stop boole
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
+    v_tasks uuid[];
 BEGIN
     PERFORM blackboard.act_as(p_actor);
     IF p_stop THEN
@@ -6006,25 +6380,35 @@ BEGIN
     END IF;
     v_flow := blackboard.lock_flow(p_session_id, p_id);
     PERFORM blackboard.refuse_finished_flow(v_flow);
+    v_tasks := array(SELECT s.task_id FROM blackboard.flow_stages s
+                     WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready');
     IF v_flow.status = 'running' THEN
         UPDATE blackboard.flows f SET status = 'paused', version = f.version + 1
         WHERE f.session_id = p_session_id AND f.id = p_id;
-        PERFORM 1 FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.status IN ('pending', 'assigned', 'scheduled')
-          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
-                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
-        ORDER BY t.id FOR UPDATE;
+        PERFORM 1
+        FROM (SELECT u.id FROM unnest(v_tasks) u (id) ORDER BY u.id OFFSET 0) x
+        CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                            WHERE t.session_id = p_session_id AND t.id = x.id
+                              AND t.status IN ('pending', 'assigned', 'scheduled') FOR UPDATE OFFSET 0) t;
+        WITH x AS MATERIALIZED (
+            SELECT t.place
+            FROM unnest(v_tasks) u (id)
+            CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                                WHERE o.session_id = p_session_id AND o.id = u.id
+                                  AND o.status IN ('pending', 'assigned', 'scheduled') OFFSET 0) t)
         UPDATE blackboard.tasks t
         SET status = 'held', position = NULL, held = blackboard.held_by_flow(p_id, v_flow.name, t.position)
-        WHERE t.session_id = p_session_id AND t.status IN ('pending', 'assigned', 'scheduled')
-          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
-                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready');
+        FROM x WHERE t.ctid = x.place AND t.status IN ('pending', 'assigned', 'scheduled');
     END IF;
     IF p_stop THEN
-        UPDATE blackboard.flow_stages s SET stopping = true
-        FROM blackboard.tasks t
-        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready' AND NOT s.stopping
-          AND t.session_id = s.session_id AND t.id = s.task_id AND t.status = 'running' AND t.cancel_requested;
+        WITH x AS MATERIALIZED (
+            SELECT s.ctid AS place
+            FROM blackboard.flow_stages s
+            CROSS JOIN LATERAL (SELECT FROM blackboard.tasks o
+                                WHERE o.session_id = p_session_id AND o.id = s.task_id AND o.status = 'running'
+                                  AND o.cancel_requested OFFSET 0) t
+            WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready' AND NOT s.stopping)
+        UPDATE blackboard.flow_stages s SET stopping = true FROM x WHERE s.ctid = x.place;
     END IF;
     RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
 END
@@ -6554,24 +6938,60 @@ END
 $$;
 
 CREATE FUNCTION blackboard.prunable_tasks(p_session_id uuid, p_ids uuid[], p_before timestamp with time zone, p_statuses text[]) RETURNS uuid[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
-    SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.id = ANY (p_ids) AND t.completed_at < p_before
-      AND t.status = ANY (p_statuses)
-      AND NOT (t.has_dependants AND (
-              EXISTS (SELECT FROM blackboard.task_dependencies d
-                      JOIN blackboard.tasks c ON c.session_id = d.session_id AND c.id = d.task_id
-                      WHERE d.session_id = p_session_id AND d.depends_on_id = t.id AND c.completed_at IS NULL)
-              OR EXISTS (SELECT FROM blackboard.flow_tasks m
-                         JOIN blackboard.flows f ON f.session_id = m.session_id AND f.id = m.flow_id
-                         WHERE m.session_id = p_session_id AND m.task_id = t.id AND f.finished_at IS NULL)))
+BEGIN
+    RETURN (
+        WITH old AS MATERIALIZED (
+            SELECT t.session_id, t.id, t.status, t.has_dependants FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.id = ANY (p_ids) AND t.completed_at < p_before
+              AND t.status = ANY (p_statuses)
+              AND NOT (t.has_dependants AND EXISTS (
+                           SELECT FROM (SELECT d.session_id, d.task_id FROM blackboard.task_dependencies d
+                                        WHERE d.session_id = t.session_id AND d.depends_on_id = t.id OFFSET 0) d
+                           JOIN blackboard.tasks c ON c.session_id = d.session_id AND c.id = d.task_id
+                           WHERE c.completed_at IS NULL))
+        ), members AS MATERIALIZED (
+            SELECT o.session_id, o.id, m.flow_id FROM old o
+            JOIN blackboard.flow_tasks m ON m.session_id = o.session_id AND m.task_id = o.id
+            WHERE o.has_dependants
+        ), kept AS MATERIALIZED (
+            SELECT f.id, f.finished_at IS NULL AS whole
+            FROM (SELECT DISTINCT m.session_id, m.flow_id FROM members m) w
+            JOIN blackboard.flows f ON f.session_id = w.session_id AND f.id = w.flow_id
+            WHERE f.finished_at IS NULL
+               OR EXISTS (SELECT FROM (SELECT o.session_id, o.task_id FROM blackboard.flow_tasks o
+                                       WHERE o.session_id = f.session_id AND o.flow_id = f.id AND o.kind = 'stage'
+                                       OFFSET 0) m
+                          JOIN blackboard.tasks s ON s.session_id = m.session_id AND s.id = m.task_id
+                          WHERE s.completed_at IS NULL
+                             OR (s.status IN ('failed', 'dead')
+                                 AND (s.status <> ALL (p_statuses) OR s.completed_at >= p_before)))
+        ), needed AS MATERIALIZED (
+            SELECT m.id, k.whole FROM members m JOIN kept k ON k.id = m.flow_id)
+        SELECT coalesce(array_agg(o.id ORDER BY o.id), '{}') FROM old o
+        WHERE NOT EXISTS (SELECT FROM needed n WHERE n.id = o.id AND (n.whole OR o.status = 'completed')));
+END
 $$;
 
-CREATE FUNCTION blackboard.prune_events(p_session_id uuid, p_before timestamp with time zone) RETURNS bigint
+CREATE FUNCTION blackboard.prune_events(p_session_id uuid, p_before timestamp with time zone, p_limit integer DEFAULT NULL::integer) RETURNS bigint
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
+    v_start bigint := 0;
+    v_end bigint := 9223372036854775807;
     v_tx bigint;
     v_seq bigint;
     v_count bigint;
@@ -6580,22 +7000,33 @@ DECLARE
     v_from bigint := 0;
     v_old blackboard.pruned_events;
 BEGIN
-    -- Up to the last event before the moment in cursor order, so that what is left is one unbroken tail.
-    SELECT max(tx), max(seq) INTO v_tx, v_seq FROM blackboard.events
-    WHERE session_id = p_session_id AND at < p_before
-      AND tx < (SELECT coalesce(min(e.tx), 9223372036854775807) FROM blackboard.events e
-                WHERE e.session_id = p_session_id AND e.at >= p_before);
-    IF v_tx IS NULL THEN
-        RETURN 0;
+    SELECT least(p.tx + 1, (SELECT min(k.tx) FROM unnest(p.kept) k (tx))) INTO v_start
+    FROM blackboard.pruned_events p WHERE p.session_id = p_session_id;
+    -- Below that nothing is left but what an old snapshot still sees, which would be walked by every batch.
+    v_start := coalesce(v_start, 0);
+    IF p_limit IS NOT NULL THEN
+        SELECT e.tx INTO v_end FROM blackboard.events e WHERE e.session_id = p_session_id AND e.tx >= v_start
+        ORDER BY e.tx OFFSET p_limit - 1 LIMIT 1;
+        v_end := coalesce(v_end, 9223372036854775807);
     END IF;
     PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
-    -- In one statement, hence of one moment: who runs has nothing that can be taken.
+    -- In one statement, hence of one moment: up to the first transaction that has an event of the time to keep, and who
+    -- runs has nothing that can be taken.
     WITH gone AS (
-        DELETE FROM blackboard.events e WHERE e.session_id = p_session_id AND e.tx <= v_tx RETURNING e.tx)
-    SELECT (SELECT count(*) FROM gone), array(SELECT DISTINCT g.tx FROM gone g ORDER BY g.tx DESC LIMIT 1001),
+        DELETE FROM blackboard.events e
+        WHERE e.session_id = p_session_id AND e.tx BETWEEN v_start AND v_end
+          AND e.tx < coalesce((SELECT min(b.tx) FROM blackboard.events b
+                               WHERE b.session_id = p_session_id AND b.tx BETWEEN v_start AND v_end
+                                 AND b.at >= p_before), 9223372036854775807)
+        RETURNING e.tx, e.seq)
+    SELECT (SELECT count(*) FROM gone), (SELECT max(g.tx) FROM gone g), (SELECT max(g.seq) FROM gone g),
+           array(SELECT DISTINCT g.tx FROM gone g ORDER BY g.tx DESC LIMIT 1001),
            array(SELECT x::text::bigint + blackboard.tx_offset() FROM pg_snapshot_xip(pg_current_snapshot()) x)
-    INTO v_count, v_taken, v_kept;
+    INTO v_count, v_tx, v_seq, v_taken, v_kept;
     PERFORM pg_catalog.set_config('blackboard.pruning', '', true);
+    IF v_count = 0 THEN
+        RETURN 0;
+    END IF;
     INSERT INTO blackboard.pruned_events (session_id, tx, seq) VALUES (p_session_id, 0, 0) ON CONFLICT DO NOTHING;
     SELECT * INTO v_old FROM blackboard.pruned_events p WHERE p.session_id = p_session_id FOR UPDATE;
     -- Of two prunings, each kept what runs and what lies beyond it.
@@ -6622,8 +7053,11 @@ CREATE FUNCTION blackboard.prune_flows(p_session_id uuid, p_before timestamp wit
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_last uuid := coalesce(p_after, '00000000-0000-0000-0000-000000000000');
@@ -6637,7 +7071,7 @@ BEGIN
     pruned := 0;
     SELECT array_agg(w.id ORDER BY w.id) INTO v_seen FROM (
         SELECT f.id FROM blackboard.flows f
-        WHERE f.session_id = p_session_id AND (p_after IS NULL OR f.id > p_after)
+        WHERE f.session_id = p_session_id AND f.id > v_last
         ORDER BY f.id LIMIT p_scan) w;
     PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
     FOREACH v_flow IN ARRAY coalesce(v_seen, '{}') LOOP
@@ -6649,9 +7083,10 @@ BEGIN
         WHERE f.session_id = p_session_id AND f.id = v_flow AND f.finished_at < p_before AND f.status = ANY (p_statuses);
         IF FOUND THEN
             -- What is over makes no more tasks, hence none can come after this look.
-            SELECT array_agg(t.id) INTO v_tasks FROM blackboard.flow_tasks m
-            JOIN blackboard.tasks t ON t.session_id = m.session_id AND t.id = m.task_id
-            WHERE m.session_id = p_session_id AND m.flow_id = v_flow;
+            SELECT array_agg(t.id) INTO v_tasks
+            FROM (SELECT o.session_id, o.task_id FROM blackboard.flow_tasks o
+                  WHERE o.session_id = p_session_id AND o.flow_id = v_flow OFFSET 0) m
+            JOIN blackboard.tasks t ON t.session_id = m.session_id AND t.id = m.task_id;
             IF p_dry_run THEN
                 IF v_tasks IS NULL OR cardinality(v_tasks) = cardinality(
                        blackboard.prunable_tasks(p_session_id, v_tasks, p_before, p_statuses)) THEN
@@ -6663,10 +7098,10 @@ BEGIN
                 IF FOUND THEN
                     -- A flow can have made a hundred tasks for each of ten thousand stages.
                     WITH w AS MATERIALIZED (
-                        SELECT o.task_id FROM blackboard.flow_tasks o
+                        SELECT o.session_id, o.task_id FROM blackboard.flow_tasks o
                         WHERE o.session_id = p_session_id AND o.flow_id = v_flow LIMIT p_scan - v_rows)
                     DELETE FROM blackboard.flow_tasks m USING w
-                    WHERE m.session_id = p_session_id AND m.task_id = w.task_id;
+                    WHERE m.session_id = w.session_id AND m.task_id = w.task_id;
                     GET DIAGNOSTICS v_count = ROW_COUNT;
                     v_rows := v_rows + v_count;
                     IF v_rows >= p_scan THEN
@@ -6695,6 +7130,14 @@ $$;
 
 CREATE FUNCTION blackboard.prune_tasks(p_session_id uuid, p_before timestamp with time zone, p_statuses text[], p_after uuid, p_scan integer, p_dry_run boolean, p_actor text, OUT next uuid, OUT pruned integer) RETURNS record
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_seen uuid[];
@@ -6703,7 +7146,7 @@ BEGIN
     PERFORM blackboard.act_as(p_actor);
     SELECT array_agg(w.id ORDER BY w.id) INTO v_seen FROM (
         SELECT t.id FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND (p_after IS NULL OR t.id > p_after)
+        WHERE t.session_id = p_session_id AND t.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000')
         ORDER BY t.id LIMIT p_scan) w;
     next := CASE WHEN cardinality(v_seen) = p_scan THEN v_seen[p_scan] END;
     v_ids := blackboard.prunable_tasks(p_session_id, v_seen, p_before, p_statuses);
@@ -6717,10 +7160,16 @@ BEGIN
         WHERE t.session_id = p_session_id AND t.id = ANY (v_ids) AND t.completed_at < p_before
           AND t.status = ANY (p_statuses)
         ORDER BY t.id FOR UPDATE SKIP LOCKED) w;
+    -- And in yet another: while they are locked nobody comes to depend on them, but somebody may have before.
+    v_ids := blackboard.prunable_tasks(p_session_id, v_ids, p_before, p_statuses);
     -- Not in a SET clause: only a superuser may name a setting of our own there.
     PERFORM pg_catalog.set_config('blackboard.pruning', 'on', true);
-    DELETE FROM blackboard.task_dependencies d
-    WHERE d.session_id = p_session_id AND (d.depends_on_id = ANY (v_ids) OR d.task_id = ANY (v_ids));
+    WITH gone AS MATERIALIZED (SELECT p_session_id AS session_id, g.id FROM unnest(v_ids) g (id) LIMIT cardinality(v_ids))
+    DELETE FROM blackboard.task_dependencies d USING gone g
+    WHERE d.session_id = g.session_id AND d.depends_on_id = g.id;
+    WITH gone AS MATERIALIZED (SELECT p_session_id AS session_id, g.id FROM unnest(v_ids) g (id) LIMIT cardinality(v_ids))
+    DELETE FROM blackboard.task_dependencies d USING gone g
+    WHERE d.session_id = g.session_id AND d.task_id = g.id;
     DELETE FROM blackboard.late_results r WHERE r.session_id = p_session_id AND r.task_id = ANY (v_ids);
     WITH gone AS (
         DELETE FROM blackboard.keyed_tasks k WHERE k.session_id = p_session_id AND k.task_id = ANY (v_ids)
@@ -6735,7 +7184,7 @@ BEGIN
     USING (SELECT l.limit_id, l.key FROM blackboard.limit_usage l
            WHERE l.session_id = p_session_id AND l.key <> '' AND l.running = 0 AND NOT l.waiting
              AND l.window_started_at < p_before AND l.deferred = 0
-           ORDER BY l.limit_id, l.key FOR UPDATE SKIP LOCKED) w
+           ORDER BY l.limit_id, l.key LIMIT p_scan FOR UPDATE SKIP LOCKED) w
     WHERE u.session_id = p_session_id AND u.limit_id = w.limit_id AND u.key = w.key;
 END
 $$;
@@ -7048,28 +7497,39 @@ $$;
 
 CREATE FUNCTION blackboard.refresh_blockers(p_session_id uuid, p_children uuid[]) RETURNS void
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 BEGIN
-    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
-    ORDER BY t.id FOR UPDATE;
-    WITH counted AS (
-        SELECT t.id, count(*) FILTER (WHERE d.state = 'waiting')::integer AS waiting,
-               array_agg(d.depends_on_id) FILTER (WHERE d.state = 'failed') AS failed
-        FROM blackboard.tasks t
-        LEFT JOIN blackboard.task_dependencies d ON d.session_id = t.session_id AND d.task_id = t.id
-        WHERE t.session_id = p_session_id AND t.id = ANY (p_children)
-        GROUP BY t.id
-    ), moved AS (
-        SELECT t.id, c.waiting, c.failed,
+    PERFORM 1
+    FROM (SELECT u.id FROM unnest(p_children) u (id) ORDER BY u.id OFFSET 0) x
+    CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                        WHERE t.session_id = p_session_id AND t.id = x.id FOR UPDATE OFFSET 0) t;
+    WITH moved AS MATERIALIZED (
+        SELECT o.place, e.waiting, e.failed,
                -- Ready ones too: a task that is added after its parent failed must not run.
-               CASE WHEN t.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held', 'pending', 'assigned')
-                    THEN t.status
-                    WHEN c.failed IS NOT NULL THEN 'cancelled'
-                    WHEN t.status = 'blocked' AND c.waiting = 0 THEN
-                        CASE WHEN t.run_at > blackboard.now() THEN 'scheduled'
-                             WHEN t.assigned_to IS NOT NULL AND t.claim_id IS NULL THEN 'assigned' ELSE 'pending' END
-                    ELSE t.status END AS status
-        FROM counted c JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = c.id
+               CASE WHEN o.status NOT IN ('blocked', 'awaiting_approval', 'scheduled', 'held', 'pending', 'assigned')
+                    THEN o.status
+                    WHEN e.failed IS NOT NULL THEN 'cancelled'
+                    WHEN o.status = 'blocked' AND e.waiting = 0 THEN
+                        CASE WHEN o.run_at > blackboard.now() THEN 'scheduled'
+                             WHEN o.assigned_to IS NOT NULL AND o.claim_id IS NULL THEN 'assigned' ELSE 'pending' END
+                    ELSE o.status END AS status
+        FROM unnest(p_children) c (id)
+        CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE d.state = 'waiting')::integer AS waiting,
+                   array_agg(d.depends_on_id) FILTER (WHERE d.state = 'failed') AS failed
+            FROM blackboard.task_dependencies d
+            WHERE d.session_id = p_session_id AND d.task_id = c.id) e
+        CROSS JOIN LATERAL (
+            SELECT t.ctid AS place, t.status, t.run_at, t.assigned_to, t.claim_id FROM blackboard.tasks t
+            WHERE t.session_id = p_session_id AND t.id = c.id OFFSET 0) o
     )
     UPDATE blackboard.tasks t
     SET blockers = m.waiting, status = m.status,
@@ -7082,7 +7542,7 @@ BEGIN
                                              'depends_on', to_jsonb(m.failed))
                      ELSE t.error END
     FROM moved m
-    WHERE t.session_id = p_session_id AND t.id = m.id AND (t.blockers, t.status) IS DISTINCT FROM (m.waiting, m.status);
+    WHERE t.ctid = m.place AND (t.blockers, t.status) IS DISTINCT FROM (m.waiting, m.status);
 END
 $$;
 
@@ -7370,27 +7830,35 @@ CREATE FUNCTION blackboard.release_stages(p_session_id uuid, p_flow_id uuid, p_s
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 BEGIN
     WITH n AS MATERIALIZED (
         SELECT w.*, nextval('blackboard.task_positions') AS position
-        FROM (SELECT o.id, f.id AS flow_id, f.name AS flow_name, o.status = 'blocked' AND f.status = 'paused' AS paused,
-                     CASE WHEN o.status <> 'blocked' THEN o.status
+        FROM (SELECT o.place, f.id AS flow_id, f.name AS flow_name,
+                     (o.task).status = 'blocked' AND f.status = 'paused' AS paused,
+                     CASE WHEN (o.task).status <> 'blocked' THEN (o.task).status
                           WHEN f.status = 'paused' THEN 'held'
-                          ELSE blackboard.next_status(jsonb_populate_record(o, '{"blockers": 0}')) END AS status
-              FROM blackboard.flow_stages s
-              JOIN blackboard.flows f ON f.session_id = s.session_id AND f.id = s.flow_id
-              JOIN blackboard.tasks o ON o.session_id = s.session_id AND o.id = s.task_id
-              WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-                AND o.completed_at IS NULL
+                          ELSE blackboard.next_status(jsonb_populate_record(o.task, '{"blockers": 0}')) END AS status
+              FROM (SELECT DISTINCT u.name FROM unnest(p_stages) u (name)) x
+              CROSS JOIN LATERAL (
+                  SELECT s.flow_id, s.task_id, s.ordinal FROM blackboard.flow_stages s
+                  WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = x.name OFFSET 0) s
+              CROSS JOIN LATERAL (
+                  SELECT t.ctid AS place, t AS task FROM blackboard.tasks t
+                  WHERE t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NULL OFFSET 0) o
+              CROSS JOIN LATERAL (
+                  SELECT l.id, l.name, l.status FROM blackboard.flows l
+                  WHERE l.session_id = p_session_id AND l.id = s.flow_id OFFSET 0) f
               ORDER BY s.ordinal) w)
     UPDATE blackboard.tasks t
     SET blockers = 0, status = n.status, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END,
         held = CASE WHEN n.paused THEN blackboard.held_by_flow(n.flow_id, n.flow_name, NULL) ELSE t.held END
-    FROM n
-    WHERE t.session_id = p_session_id AND t.id = n.id;
+    FROM n WHERE t.ctid = n.place;
 END
 $$;
 
@@ -7737,9 +8205,18 @@ CREATE FUNCTION blackboard.resume_flow(p_session_id uuid, p_id uuid, p_actor tex
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET xmloption TO 'document'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
+    v_tasks uuid[];
 BEGIN
     PERFORM blackboard.act_as(p_actor);
     v_flow := blackboard.lock_flow(p_session_id, p_id);
@@ -7748,23 +8225,25 @@ BEGIN
         PERFORM blackboard.open_session(p_session_id);
         UPDATE blackboard.flows f SET status = 'running', version = f.version + 1
         WHERE f.session_id = p_session_id AND f.id = p_id;
-        PERFORM 1 FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.status = 'held' AND t.held ->> 'code' = 'flow_paused'
-          AND t.id IN (SELECT s.task_id FROM blackboard.flow_stages s
-                       WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready')
-        ORDER BY t.id FOR UPDATE;
+        SELECT array_agg(s.task_id ORDER BY s.ordinal) INTO v_tasks FROM blackboard.flow_stages s
+        WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready';
+        PERFORM 1
+        FROM (SELECT u.id FROM unnest(v_tasks) u (id) ORDER BY u.id OFFSET 0) x
+        CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                            WHERE t.session_id = p_session_id AND t.id = x.id AND t.status = 'held'
+                              AND t.held ->> 'code' = 'flow_paused' FOR UPDATE OFFSET 0) t;
         WITH n AS MATERIALIZED (
-            SELECT o.id, o.status, nextval('blackboard.task_positions') AS position
-            FROM (SELECT h.id, blackboard.next_status(h) AS status
-                  FROM blackboard.flow_stages s
-                  JOIN blackboard.tasks h ON h.session_id = s.session_id AND h.id = s.task_id
-                  WHERE s.session_id = p_session_id AND s.flow_id = p_id AND s.state = 'ready'
-                    AND h.status = 'held' AND h.held ->> 'code' = 'flow_paused'
-                  ORDER BY (h.held ->> 'position')::bigint, s.ordinal) o)
+            SELECT o.place, o.status, nextval('blackboard.task_positions') AS position
+            FROM (SELECT h.place, blackboard.next_status(h.task) AS status
+                  FROM unnest(v_tasks) WITH ORDINALITY u (id, n)
+                  CROSS JOIN LATERAL (
+                      SELECT t.ctid AS place, t AS task FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.id = u.id AND t.status = 'held'
+                        AND t.held ->> 'code' = 'flow_paused' OFFSET 0) h
+                  ORDER BY ((h.task).held ->> 'position')::bigint, u.n) o)
         UPDATE blackboard.tasks t
         SET status = n.status, held = NULL, position = CASE WHEN n.status IN ('pending', 'assigned') THEN n.position END
-        FROM n
-        WHERE t.session_id = p_session_id AND t.id = n.id AND t.status = 'held';
+        FROM n WHERE t.ctid = n.place;
     END IF;
     RETURN QUERY SELECT f.* FROM blackboard.flows f WHERE f.session_id = p_session_id AND f.id = p_id;
 END
@@ -8194,47 +8673,82 @@ $$;
 
 CREATE FUNCTION blackboard.settle_dependants(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 BEGIN
     PERFORM blackboard.settle_dependencies(p_session_id, p_parents, p_succeeded);
     PERFORM blackboard.settle_flow(p_session_id, f.flow_id, f.tasks, '{}')
-    FROM (SELECT t.flow_id, array_agg(t.task_id) AS tasks FROM blackboard.flow_tasks t
-          WHERE t.session_id = p_session_id AND t.task_id = ANY (p_parents) AND t.kind = 'stage'
+    FROM (SELECT t.flow_id, array_agg(t.task_id) AS tasks
+          FROM unnest(p_parents) p (id)
+          CROSS JOIN LATERAL (SELECT o.flow_id, o.task_id FROM blackboard.flow_tasks o
+                              WHERE o.session_id = p_session_id AND o.task_id = p.id AND o.kind = 'stage' OFFSET 0) t
           GROUP BY t.flow_id ORDER BY t.flow_id) f;
 END
 $$;
 
 CREATE FUNCTION blackboard.settle_dependencies(p_session_id uuid, p_parents uuid[], p_succeeded boolean) RETURNS void
     LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_finished uuid[] := p_parents;
-    v_doomed uuid[];
     v_children uuid[];
 BEGIN
     IF NOT p_succeeded THEN
         WITH RECURSIVE doomed (id) AS (
-            SELECT unnest(p_parents)
+            SELECT x.id FROM unnest(p_parents) x (id)
             UNION
-            SELECT d.task_id FROM doomed x
-            JOIN blackboard.task_dependencies d
-              ON d.session_id = p_session_id AND d.depends_on_id = x.id AND d.state = 'waiting' AND d.on_failure = 'fail'
-            JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = d.task_id
-                                   AND t.status IN ('blocked', 'awaiting_approval', 'scheduled', 'held')
-        ) SELECT array_agg(x.id) INTO v_doomed FROM doomed x;
-        v_finished := v_doomed;
+            SELECT t.id FROM doomed x
+            CROSS JOIN LATERAL (
+                SELECT o.task_id FROM blackboard.task_dependencies o
+                WHERE o.session_id = p_session_id AND o.depends_on_id = x.id AND o.state = 'waiting'
+                  AND o.on_failure = 'fail' OFFSET 0) d
+            CROSS JOIN LATERAL (
+                SELECT o.id FROM blackboard.tasks o
+                WHERE o.session_id = p_session_id AND o.id = d.task_id
+                  AND o.status IN ('blocked', 'awaiting_approval', 'scheduled', 'held') OFFSET 0) t
+        ) SELECT array_agg(x.id) INTO v_finished FROM doomed x;
     END IF;
-    SELECT array_agg(DISTINCT d.task_id) INTO v_children FROM blackboard.task_dependencies d
-    WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (v_finished) AND d.state = 'waiting';
+    SELECT array_agg(DISTINCT d.task_id) INTO v_children
+    FROM unnest(v_finished) f (id)
+    CROSS JOIN LATERAL (SELECT o.task_id FROM blackboard.task_dependencies o
+                        WHERE o.session_id = p_session_id AND o.depends_on_id = f.id AND o.state = 'waiting' OFFSET 0) d;
     IF v_children IS NULL THEN
         RETURN;
     END IF;
-    PERFORM 1 FROM blackboard.tasks t WHERE t.session_id = p_session_id AND t.id = ANY (v_children)
-    ORDER BY t.id FOR UPDATE;
-    WITH settled AS (
+    PERFORM 1
+    FROM (SELECT u.id FROM unnest(v_children) u (id) ORDER BY u.id OFFSET 0) x
+    CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                        WHERE t.session_id = p_session_id AND t.id = x.id FOR UPDATE OFFSET 0) t;
+    -- Against somebody who changes a policy by hand: what is locked here is changed in the next statement where it lies.
+    PERFORM 1
+    FROM unnest(v_finished) f (id)
+    CROSS JOIN LATERAL (SELECT FROM blackboard.task_dependencies o
+                        WHERE o.session_id = p_session_id AND o.depends_on_id = f.id AND o.state = 'waiting'
+                        FOR UPDATE OFFSET 0) d;
+    WITH w AS MATERIALIZED (
+        SELECT d.place
+        FROM unnest(v_finished) f (id)
+        CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.task_dependencies o
+                            WHERE o.session_id = p_session_id AND o.depends_on_id = f.id AND o.state = 'waiting' OFFSET 0) d
+    ), settled AS (
         UPDATE blackboard.task_dependencies d
         SET state = CASE WHEN p_succeeded OR d.on_failure = 'continue' THEN 'satisfied' ELSE 'failed' END
-        WHERE d.session_id = p_session_id AND d.depends_on_id = ANY (v_finished) AND d.state = 'waiting'
+        FROM w WHERE d.ctid = w.place
         RETURNING d.task_id)
     SELECT array_agg(DISTINCT task_id ORDER BY task_id) INTO v_children FROM settled;
     IF v_children IS NOT NULL THEN
@@ -8249,8 +8763,11 @@ CREATE FUNCTION blackboard.settle_flow(p_session_id uuid, p_flow_id uuid, p_task
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 DECLARE
     v_flow blackboard.flows;
@@ -8271,12 +8788,21 @@ BEGIN
                            WHERE s.id = p_session_id AND s.status IN ('active', 'paused'));
     -- 1. What ended. The two special endings one by one, all others in one statement.
     FOR v_stage IN
+        WITH s AS MATERIALIZED (
+            SELECT s.*
+            FROM unnest(p_tasks) x (id)
+            CROSS JOIN LATERAL (SELECT o.stage, o.task_id, o.flow_id FROM blackboard.flow_tasks o
+                                WHERE o.session_id = p_session_id AND o.task_id = x.id OFFSET 0) f
+            -- In a form that does not invite a walk along flow_stages_open.
+            CROSS JOIN LATERAL (SELECT o.* FROM blackboard.flow_stages o
+                                WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = f.stage
+                                  AND (o.state IN ('waiting', 'ready')) IS TRUE OFFSET 0) s
+            WHERE f.flow_id = p_flow_id AND s.task_id = f.task_id AND v_alive)
         SELECT s.name, s.task_id, s.min_quality, s.max_iterations, s.loops, s.iteration, s.quality, t.status, t.result
-        FROM blackboard.flow_stages s
-        JOIN blackboard.tasks t ON t.session_id = s.session_id AND t.id = s.task_id
-        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.task_id = ANY (p_tasks)
-          AND s.state IN ('waiting', 'ready') AND v_alive
-          AND (t.status = 'completed' AND s.min_quality IS NOT NULL OR t.status = 'cancelled' AND s.stopping)
+        FROM s
+        CROSS JOIN LATERAL (SELECT o.status, o.result FROM blackboard.tasks o
+                            WHERE o.session_id = p_session_id AND o.id = s.task_id OFFSET 0) t
+        WHERE (t.status = 'completed' AND s.min_quality IS NOT NULL OR t.status = 'cancelled' AND s.stopping)
         ORDER BY s.ordinal
     LOOP
         CONTINUE WHEN NOT EXISTS (SELECT FROM blackboard.flow_stages s
@@ -8299,15 +8825,21 @@ BEGIN
             END IF;
         END IF;
     END LOOP;
-    WITH e AS MATERIALIZED (
-        SELECT s.name, s.task_id, t.status, q.quality, t.status = 'completed' AND s.min_quality IS NOT NULL
+    WITH s AS MATERIALIZED (
+        SELECT s.*
+        FROM unnest(p_tasks) x (id)
+        CROSS JOIN LATERAL (SELECT o.stage, o.task_id, o.flow_id FROM blackboard.flow_tasks o
+                            WHERE o.session_id = p_session_id AND o.task_id = x.id OFFSET 0) f
+        CROSS JOIN LATERAL (SELECT o.ctid AS place, o.* FROM blackboard.flow_stages o
+                            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = f.stage OFFSET 0) s
+        WHERE f.flow_id = p_flow_id AND s.task_id = f.task_id
+    ), e AS MATERIALIZED (
+        SELECT s.place, t.status, q.quality, t.status = 'completed' AND s.min_quality IS NOT NULL
                    AND coalesce(q.quality < s.min_quality, true) AS below,
                CASE WHEN t.status <> 'completed' AND pg_column_size(t.error) <= 8192 THEN t.error - 'traceback' END AS error
-        FROM unnest(p_tasks) x (id)
-        JOIN blackboard.flow_tasks f ON f.session_id = p_session_id AND f.task_id = x.id AND f.flow_id = p_flow_id
-        JOIN blackboard.flow_stages s
-          ON s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = f.stage AND s.task_id = x.id
-        JOIN blackboard.tasks t ON t.session_id = p_session_id AND t.id = x.id
+        FROM s
+        CROSS JOIN LATERAL (SELECT o.status, o.result, o.error, o.completed_at FROM blackboard.tasks o
+                            WHERE o.session_id = p_session_id AND o.id = s.task_id OFFSET 0) t
         CROSS JOIN LATERAL (SELECT blackboard.stated_quality(s.quality, t.result) AS quality) q
         WHERE t.completed_at IS NOT NULL
           -- A dead task that was redriven and made it after all.
@@ -8321,8 +8853,7 @@ BEGIN
                               'message', format('Its quality is %s and must be %s at least, after %s rounds.',
                                                 coalesce(e.quality::text, 'not said'), s.min_quality, s.loops + 1))
                          ELSE e.error END
-        FROM e
-        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = e.name AND s.task_id = e.task_id
+        FROM e WHERE s.ctid = e.place
         RETURNING s.name)
     SELECT array_agg(e.name) INTO v_done FROM ended e;
     IF v_flow.finished_at IS NOT NULL THEN
@@ -8330,15 +8861,20 @@ BEGIN
     END IF;
     -- 2. A failure that asks for compensation: nothing new starts any more.
     IF NOT v_flow.compensating AND EXISTS (
-        SELECT FROM blackboard.flow_stages s
-        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_done)
-          AND s.state IN ('failed', 'cancelled')
+        SELECT FROM unnest(v_done) x (name)
+        CROSS JOIN LATERAL (SELECT o.session_id, o.flow_id, o.name, o.state FROM blackboard.flow_stages o
+                            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name OFFSET 0) s
+        WHERE s.state IN ('failed', 'cancelled')
           AND EXISTS (SELECT FROM blackboard.flow_edges e
-                      WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.on_failure = 'compensate'
-                        AND (e.depends_on = s.name
-                             OR e.stage = s.name AND NOT EXISTS (
-                                 SELECT FROM blackboard.flow_edges o
-                                 WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.depends_on = s.name))))
+                      WHERE e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.depends_on = s.name
+                        AND e.on_failure = 'compensate'
+                      UNION ALL
+                      SELECT FROM blackboard.flow_edges e
+                      WHERE e.session_id = s.session_id AND e.flow_id = s.flow_id AND e.stage = s.name
+                        AND e.on_failure = 'compensate' AND NOT EXISTS (
+                            SELECT FROM blackboard.flow_edges o
+                            WHERE o.session_id = e.session_id AND o.flow_id = e.flow_id
+                              AND o.depends_on = e.stage)))
     THEN
         UPDATE blackboard.flows f SET compensating = true WHERE f.session_id = p_session_id AND f.id = p_flow_id;
         v_flow.compensating := true;
@@ -8359,9 +8895,7 @@ BEGIN
             'flow_failed', 'The flow failed and is being compensated.');
     ELSE
         -- 3. What follows from that, wave by wave; tasks are touched once, in the end.
-        v_candidates := v_candidates || array(
-            SELECT e.stage FROM blackboard.flow_edges e
-            WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.depends_on = ANY (v_done));
+        v_candidates := v_candidates || blackboard.stages_after(p_session_id, p_flow_id, v_done);
         WHILE cardinality(v_candidates) > 0 LOOP
             -- By way of arrays and a map: joined, a thousand verdicts would meet a thousand stages.
             SELECT coalesce(array_agg(v.name), '{}'), coalesce(array_agg(v.name) FILTER (WHERE v.verdict <> 'ready'), '{}'),
@@ -8375,28 +8909,39 @@ BEGIN
                            'message', 'A stage that this one depends on did not complete.') END)
             INTO v_decided, v_changed, v_errors
             FROM blackboard.stage_verdicts(p_session_id, p_flow_id, v_candidates) v WHERE v.verdict IS NOT NULL;
+            WITH x AS MATERIALIZED (
+                SELECT s.place
+                FROM unnest(v_decided) u (name)
+                CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.flow_stages o
+                                    WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = u.name
+                                    OFFSET 0) s)
             UPDATE blackboard.flow_stages s
             SET state = CASE v_errors -> s.name ->> 'code' WHEN 'skipped' THEN 'skipped'
                              WHEN 'dependency_failed' THEN 'cancelled' ELSE 'ready' END,
                 error = nullif(v_errors -> s.name, 'null')
-            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_decided);
+            FROM x WHERE s.ctid = x.place;
             v_released := v_released || array(SELECT unnest(v_decided) EXCEPT SELECT unnest(v_changed));
             v_stopped := v_stopped || v_changed;
-            v_candidates := array(SELECT DISTINCT e.stage FROM blackboard.flow_edges e
-                                  WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id
-                                    AND e.depends_on = ANY (v_changed));
+            v_candidates := blackboard.stages_after(p_session_id, p_flow_id, v_changed);
         END LOOP;
-        PERFORM 1 FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.id IN (
-            SELECT s.task_id FROM blackboard.flow_stages s
-            WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_released || v_stopped))
-        ORDER BY t.id FOR UPDATE;
+        PERFORM 1
+        FROM (SELECT u.id
+              FROM unnest(blackboard.tasks_of_stages(p_session_id, p_flow_id, v_released || v_stopped)) u (id)
+              ORDER BY u.id OFFSET 0) x
+        CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                            WHERE t.session_id = p_session_id AND t.id = x.id FOR UPDATE OFFSET 0) t;
         PERFORM blackboard.release_stages(p_session_id, p_flow_id, v_released);
+        WITH s AS MATERIALIZED (
+            SELECT t.place, s.error
+            FROM unnest(v_stopped) x (name)
+            CROSS JOIN LATERAL (SELECT o.task_id, o.error FROM blackboard.flow_stages o
+                                WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name OFFSET 0) s
+            CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                                WHERE o.session_id = p_session_id AND o.id = s.task_id AND o.completed_at IS NULL
+                                  AND o.status <> 'running' OFFSET 0) t)
         UPDATE blackboard.tasks t
         SET status = 'cancelled', position = NULL, completed_at = blackboard.now(), error = s.error
-        FROM blackboard.flow_stages s
-        WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (v_stopped)
-          AND t.session_id = p_session_id AND t.id = s.task_id AND t.completed_at IS NULL AND t.status <> 'running';
+        FROM s WHERE t.ctid = s.place;
     END IF;
     PERFORM blackboard.finish_flow(p_session_id, p_flow_id);
 END
@@ -8516,11 +9061,14 @@ $$;
 
 CREATE FUNCTION blackboard.stage_verdicts(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS TABLE(name text, verdict text, failed jsonb)
     LANGUAGE plpgsql STABLE ROWS 10
-    SET plan_cache_mode TO 'force_generic_plan'
+    SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
 BEGIN
     RETURN QUERY
@@ -8529,7 +9077,12 @@ BEGIN
                 WHEN v.met + v.undecided >= coalesce(s.join_need, v.edges) THEN NULL
                 WHEN v.fatal > 0 THEN 'cancelled' ELSE 'skipped' END,
            v.failed
-    FROM blackboard.flow_stages s
+    FROM (SELECT DISTINCT u.name FROM unnest(p_stages) u (name)) x
+    CROSS JOIN LATERAL (
+        -- In a form that does not invite a walk along flow_stages_open.
+        SELECT o.name, o.join_need FROM blackboard.flow_stages o
+        WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name
+          AND (o.state = 'waiting') IS TRUE OFFSET 0) s
     CROSS JOIN LATERAL (
         SELECT count(*) AS edges,
                count(*) FILTER (WHERE p.state = 'completed' OR (p.state = 'skipped' AND e.on_failure <> 'skip')
@@ -8539,13 +9092,32 @@ BEGIN
                                   AND e.on_failure IN ('fail', 'compensate')) AS fatal,
                jsonb_agg(p.name ORDER BY p.ordinal)
                    FILTER (WHERE p.state IN ('failed', 'cancelled', 'skipped')) AS failed
-        FROM blackboard.flow_edges e
-        JOIN blackboard.flow_stages p
-          ON p.session_id = e.session_id AND p.flow_id = e.flow_id AND p.name = e.depends_on
-        WHERE e.session_id = p_session_id AND e.flow_id = p_flow_id AND e.stage = s.name) v
-    -- In a form that does not invite a walk along flow_stages_open.
-    WHERE s.session_id = p_session_id AND s.flow_id = p_flow_id AND s.name = ANY (p_stages)
-      AND (s.state = 'waiting') IS TRUE;
+        FROM (SELECT o.depends_on, o.on_failure FROM blackboard.flow_edges o
+              WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.stage = s.name OFFSET 0) e
+        CROSS JOIN LATERAL (
+            SELECT o.name, o.state, o.ordinal FROM blackboard.flow_stages o
+            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = e.depends_on OFFSET 0) p) v;
+END
+$$;
+
+CREATE FUNCTION blackboard.stages_after(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    RETURN array(
+        SELECT DISTINCT e.stage
+        FROM unnest(p_stages) x (name)
+        CROSS JOIN LATERAL (
+            SELECT o.stage FROM blackboard.flow_edges o
+            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.depends_on = x.name OFFSET 0) e);
 END
 $$;
 
@@ -8641,26 +9213,44 @@ CREATE FUNCTION blackboard.stop_tasks(p_session_id uuid, p_tasks uuid[], p_code 
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
+DECLARE
+    v_running uuid[];
 BEGIN
     IF p_tasks IS NULL THEN
         RETURN;
     END IF;
-    PERFORM 1 FROM blackboard.tasks t
-    WHERE t.session_id = p_session_id AND t.id = ANY (p_tasks) AND t.completed_at IS NULL AND t.status <> 'running'
-    ORDER BY t.id FOR UPDATE;
+    PERFORM 1
+    FROM (SELECT u.id FROM unnest(p_tasks) u (id) ORDER BY u.id OFFSET 0) x
+    CROSS JOIN LATERAL (SELECT FROM blackboard.tasks t
+                        WHERE t.session_id = p_session_id AND t.id = x.id AND t.completed_at IS NULL
+                          AND t.status <> 'running' FOR UPDATE OFFSET 0) t;
+    WITH x AS MATERIALIZED (
+        SELECT t.place
+        FROM unnest(p_tasks) u (id)
+        CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                            WHERE o.session_id = p_session_id AND o.id = u.id AND o.completed_at IS NULL
+                              AND o.status <> 'running' OFFSET 0) t)
     UPDATE blackboard.tasks t
     SET status = 'cancelled', position = NULL, completed_at = blackboard.now(),
         error = jsonb_build_object('code', p_code, 'message', p_message)
-    WHERE t.session_id = p_session_id AND t.id = ANY (p_tasks) AND t.completed_at IS NULL AND t.status <> 'running';
-    WITH running AS MATERIALIZED (
-        SELECT t.id FROM blackboard.tasks t
-        WHERE t.session_id = p_session_id AND t.id = ANY (p_tasks) AND t.status = 'running' AND NOT t.cancel_requested
-        FOR UPDATE SKIP LOCKED)
-    UPDATE blackboard.tasks t SET cancel_requested = true
-    FROM running r WHERE t.session_id = p_session_id AND t.id = r.id;
+    FROM x WHERE t.ctid = x.place;
+    SELECT array_agg(t.id) INTO v_running
+    FROM (SELECT u.id FROM unnest(p_tasks) u (id) ORDER BY u.id OFFSET 0) x
+    CROSS JOIN LATERAL (SELECT o.id FROM blackboard.tasks o
+                        WHERE o.session_id = p_session_id AND o.id = x.id AND o.status = 'running'
+                          AND NOT o.cancel_requested FOR UPDATE SKIP LOCKED OFFSET 0) t;
+    WITH x AS MATERIALIZED (
+        SELECT t.place
+        FROM unnest(v_running) u (id)
+        CROSS JOIN LATERAL (SELECT o.ctid AS place FROM blackboard.tasks o
+                            WHERE o.session_id = p_session_id AND o.id = u.id OFFSET 0) t)
+    UPDATE blackboard.tasks t SET cancel_requested = true FROM x WHERE t.ctid = x.place;
 END
 $$;
 
@@ -9000,6 +9590,27 @@ CREATE FUNCTION blackboard.task_inputs(p_session_id uuid, p_task_id uuid) RETURN
     LEFT JOIN blackboard.flow_stages p ON p.session_id = s.session_id AND p.flow_id = s.flow_id
                                       AND x.source IN (p.name, p.output)
     WHERE t.session_id = p_session_id AND t.task_id = p_task_id AND t.kind = 'stage'
+$$;
+
+CREATE FUNCTION blackboard.tasks_of_stages(p_session_id uuid, p_flow_id uuid, p_stages text[]) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET enable_nestloop TO 'on'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    RETURN array(
+        SELECT s.task_id
+        FROM unnest(p_stages) x (name)
+        CROSS JOIN LATERAL (
+            SELECT o.task_id FROM blackboard.flow_stages o
+            WHERE o.session_id = p_session_id AND o.flow_id = p_flow_id AND o.name = x.name OFFSET 0) s);
+END
 $$;
 
 CREATE FUNCTION blackboard.tend_gates(p_session_id uuid, p_now timestamp with time zone) RETURNS void
@@ -10100,6 +10711,20 @@ CREATE TABLE blackboard.requests (
     CONSTRAINT requests_key_length CHECK (((length(key) >= 1) AND (length(key) <= 200)))
 );
 
+CREATE TABLE blackboard.retentions (
+    session_id uuid NOT NULL,
+    tasks interval,
+    events interval,
+    due_at timestamp with time zone DEFAULT blackboard.now() NOT NULL,
+    phase text DEFAULT 'tasks'::text NOT NULL,
+    after_id uuid,
+    error text,
+    CONSTRAINT retentions_events_range CHECK (((events >= '01:00:00'::interval) AND (events <= '36500 days'::interval))),
+    CONSTRAINT retentions_phase_known CHECK ((phase = ANY (ARRAY['tasks'::text, 'flows'::text, 'events'::text]))),
+    CONSTRAINT retentions_tasks_range CHECK (((tasks >= '00:00:00'::interval) AND (tasks <= '36500 days'::interval)))
+)
+WITH (fillfactor='50');
+
 CREATE TABLE blackboard.schema_version (
     version_num character varying(32) NOT NULL
 );
@@ -10324,6 +10949,9 @@ ALTER TABLE ONLY blackboard.pruned_events
 ALTER TABLE ONLY blackboard.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (session_id, key);
 
+ALTER TABLE ONLY blackboard.retentions
+    ADD CONSTRAINT retentions_pkey PRIMARY KEY (session_id);
+
 ALTER TABLE ONLY blackboard.schedules
     ADD CONSTRAINT schedules_pkey PRIMARY KEY (session_id, id);
 
@@ -10392,13 +11020,13 @@ CREATE INDEX findings_tags ON blackboard.findings USING gin (tags) WHERE ((statu
 
 CREATE INDEX findings_type ON blackboard.findings USING btree (session_id, type, created_at DESC, id) WHERE (status = 'active'::text);
 
-CREATE INDEX flow_edges_depends_on ON blackboard.flow_edges USING btree (session_id, flow_id, depends_on);
+CREATE INDEX flow_edges_depends_on ON blackboard.flow_edges USING btree (depends_on, flow_id, session_id);
 
 CREATE INDEX flow_stages_open ON blackboard.flow_stages USING btree (session_id, flow_id) WHERE (state = ANY (ARRAY['waiting'::text, 'ready'::text]));
 
 CREATE UNIQUE INDEX flow_stages_output_once ON blackboard.flow_stages USING btree (session_id, flow_id, output) WHERE (output IS NOT NULL);
 
-CREATE INDEX flow_tasks_stage ON blackboard.flow_tasks USING btree (session_id, flow_id, stage, iteration);
+CREATE INDEX flow_tasks_stage ON blackboard.flow_tasks USING btree (flow_id, stage, iteration);
 
 CREATE INDEX flows_newest ON blackboard.flows USING btree (session_id, created_at DESC, id);
 
@@ -10444,7 +11072,7 @@ CREATE INDEX spend_open ON blackboard.spend USING btree (session_id, lease_id) W
 
 CREATE INDEX spend_task ON blackboard.spend USING btree (session_id, task_id) WHERE (task_id IS NOT NULL);
 
-CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (session_id, depends_on_id);
+CREATE INDEX task_dependencies_depends_on ON blackboard.task_dependencies USING btree (depends_on_id, session_id);
 
 CREATE INDEX tasks_assigned ON blackboard.tasks USING btree (session_id, assigned_to, priority DESC, "position") WHERE (status = 'assigned'::text);
 
@@ -10491,6 +11119,8 @@ CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.flows FOR E
 CREATE TRIGGER guard BEFORE INSERT OR DELETE OR UPDATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.electors_guard();
 
 CREATE TRIGGER guard BEFORE UPDATE ON blackboard.proposals FOR EACH ROW EXECUTE FUNCTION blackboard.proposals_guard();
+
+CREATE TRIGGER history_change AFTER UPDATE ON blackboard.retentions FOR EACH ROW WHEN (((old.tasks IS DISTINCT FROM new.tasks) OR (old.events IS DISTINCT FROM new.events))) EXECUTE FUNCTION blackboard.history_retentions();
 
 CREATE TRIGGER history_delete AFTER DELETE ON blackboard.actions REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.record_delete('action', 'id');
 
@@ -10628,11 +11258,13 @@ CREATE TRIGGER history_update AFTER UPDATE ON blackboard.sessions REFERENCING OL
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.spend REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_spend_update();
 
-CREATE TRIGGER history_update AFTER UPDATE ON blackboard.task_dependencies REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT WHEN ((pg_trigger_depth() < 1)) EXECUTE FUNCTION blackboard.history_task_dependencies();
+CREATE TRIGGER history_update AFTER UPDATE OF on_failure ON blackboard.task_dependencies FOR EACH ROW WHEN ((old.on_failure <> new.on_failure)) EXECUTE FUNCTION blackboard.history_dependency_policy();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.tasks REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_tasks_update();
 
 CREATE TRIGGER history_update AFTER UPDATE ON blackboard.votes REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION blackboard.history_votes_update();
+
+CREATE TRIGGER history_write AFTER INSERT OR DELETE ON blackboard.retentions FOR EACH ROW EXECUTE FUNCTION blackboard.history_retentions();
 
 CREATE CONSTRAINT TRIGGER hold_returned_stage AFTER UPDATE OF status ON blackboard.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (new.has_dependants) EXECUTE FUNCTION blackboard.hold_returned_stage();
 
@@ -10646,13 +11278,19 @@ CREATE TRIGGER immutable AFTER UPDATE OF session_id, agent_id ON blackboard.memb
 
 CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, kind, name ON blackboard.pauses FOR EACH ROW WHEN (((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.name IS DISTINCT FROM new.name))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, kind and name');
 
+CREATE TRIGGER immutable AFTER UPDATE OF session_id ON blackboard.retentions FOR EACH ROW WHEN ((old.session_id IS DISTINCT FROM new.session_id)) EXECUTE FUNCTION blackboard.refuse_immutable('session_id');
+
 CREATE TRIGGER immutable AFTER UPDATE OF id, created_by, created_at ON blackboard.sessions FOR EACH ROW WHEN ((((old.id IS DISTINCT FROM new.id) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION blackboard.refuse_immutable('id, created_by and created_at');
 
-CREATE TRIGGER immutable AFTER UPDATE ON blackboard.task_dependencies FOR EACH ROW WHEN (((pg_trigger_depth() < 1) AND ((((old.session_id IS DISTINCT FROM new.session_id) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.depends_on_id IS DISTINCT FROM new.depends_on_id)) OR (old.state IS DISTINCT FROM new.state)))) EXECUTE FUNCTION blackboard.refuse_immutable('Keys and state');
+CREATE TRIGGER immutable AFTER UPDATE ON blackboard.task_dependencies FOR EACH ROW WHEN (((((old.session_id IS DISTINCT FROM new.session_id) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.depends_on_id IS DISTINCT FROM new.depends_on_id)) OR ((old.state <> new.state) AND ((pg_trigger_depth() < 1) OR (NOT has_table_privilege('blackboard.task_dependencies'::text, 'DELETE'::text)))))) EXECUTE FUNCTION blackboard.refuse_immutable('Keys and state');
 
 CREATE TRIGGER immutable AFTER UPDATE OF session_id, id, type, requires_approval, created_by, created_at, unique_key, limit_key, expires_at, fallback ON blackboard.tasks FOR EACH ROW WHEN (((((((((((old.session_id IS DISTINCT FROM new.session_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.type IS DISTINCT FROM new.type)) OR (old.requires_approval IS DISTINCT FROM new.requires_approval)) OR (old.created_by IS DISTINCT FROM new.created_by)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (old.unique_key IS DISTINCT FROM new.unique_key)) OR (old.limit_key IS DISTINCT FROM new.limit_key)) OR (old.expires_at IS DISTINCT FROM new.expires_at)) OR (old.fallback IS DISTINCT FROM new.fallback))) EXECUTE FUNCTION blackboard.refuse_immutable('session_id, id, type, requires_approval, created_by, created_at, unique_key, limit_key, expires_at and fallback');
 
 CREATE TRIGGER keep BEFORE DELETE ON blackboard.votes FOR EACH ROW EXECUTE FUNCTION blackboard.votes_keep();
+
+CREATE TRIGGER keep_budgets BEFORE UPDATE OF budget_ids ON blackboard.spend FOR EACH ROW WHEN (((old.budget_ids IS DISTINCT FROM new.budget_ids) AND (NOT has_table_privilege('blackboard.budgets'::text, 'UPDATE'::text)))) EXECUTE FUNCTION blackboard.refuse_rewrite('an entry of the ledger is ended, and counts where it was reserved');
+
+CREATE TRIGGER keep_dependants AFTER UPDATE OF has_dependants ON blackboard.tasks FOR EACH ROW WHEN ((old.has_dependants AND (NOT new.has_dependants))) EXECUTE FUNCTION blackboard.refuse_immutable('has_dependants');
 
 CREATE TRIGGER keep_session_of_tasks AFTER DELETE ON blackboard.sessions FOR EACH ROW EXECUTE FUNCTION blackboard.keep_session_of_tasks();
 
@@ -10701,6 +11339,8 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.pauses FOR EACH STATEME
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposal_electors FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.proposals FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
+
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.retentions FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON blackboard.schedules FOR EACH STATEMENT EXECUTE FUNCTION blackboard.refuse_change();
 
@@ -10829,6 +11469,9 @@ ALTER TABLE ONLY blackboard.proposals
 
 ALTER TABLE ONLY blackboard.proposals
     ADD CONSTRAINT proposals_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);
+
+ALTER TABLE ONLY blackboard.retentions
+    ADD CONSTRAINT retentions_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY blackboard.schedules
     ADD CONSTRAINT schedules_session_known FOREIGN KEY (session_id) REFERENCES blackboard.sessions(id);

@@ -262,6 +262,7 @@ async def test_the_block(session: Any, agent: Any, db: Any) -> None:
         ({"tokens": 1.5}, "tokens"),
         ({"calls": D("0.5")}, "calls"),
         ({"cost": float("nan")}, "cost"),
+        ({"tokens": True}, "tokens"),
         ({"cost": float("inf")}, "cost"),
         ({"cost": "many"}, "cost"),
         ({"cost": object()}, "cost"),

@@ -172,6 +172,71 @@ def test_nobody_rewrites_history_or_replaces_functions(role: Callable[[str], str
         connection.execute(sql.encode())
 
 
+FORGERIES = {
+    "a deletion": (
+        "CREATE TEMP TABLE mine (session_id uuid, id uuid, said text)",
+        (
+            "CREATE TRIGGER forge AFTER DELETE ON mine REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT "
+            "EXECUTE FUNCTION blackboard.record_delete('task', 'id')"
+        ),
+    ),
+    "a task": (
+        "CREATE TEMP TABLE mine (LIKE blackboard.tasks)",
+        (
+            "CREATE TRIGGER forge AFTER INSERT ON mine REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT "
+            "EXECUTE FUNCTION blackboard.history_tasks_insert()"
+        ),
+    ),
+    "the slots of others": (
+        "CREATE TEMP TABLE mine (LIKE blackboard.tasks)",
+        (
+            "CREATE TRIGGER forge AFTER DELETE ON mine REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT "
+            "EXECUTE FUNCTION blackboard.free_slots_of_deleted()"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+@pytest.mark.parametrize("kind", ["agent", "reader"])
+def test_nobody_hangs_our_triggers_on_a_table_of_his_own(role: Callable[[str], str], what: str, kind: str):
+    table, trigger = FORGERIES[what]
+    with psycopg.connect(role(kind), autocommit=True) as connection:
+        connection.execute(table.encode())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(trigger.encode())
+
+
+def test_no_function_of_a_trigger_is_anybodys(role: Callable[[str], str], database_url: str):
+    role("agent")
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(
+            "SELECT p.oid::regprocedure::text, a.grantee FROM pg_proc p "
+            "CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a "
+            "WHERE p.pronamespace = 'blackboard'::regnamespace AND p.prorettype = 'trigger'::regtype "
+            "AND a.grantee <> p.proowner"
+        ).fetchall()
+    assert found == [], "revoke EXECUTE from PUBLIC in the migration that makes it"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "keep_late_action(gen_random_uuid(), gen_random_uuid(), 'x', 1, NULL, NULL)",
+        "settle_limit(gen_random_uuid(), gen_random_uuid(), '1 s')",
+        "settle_limits(gen_random_uuid())",
+        "keep_due(10)",
+        "keep_session(gen_random_uuid(), NULL, NULL, NULL)",
+    ],
+)
+def test_a_reader_calls_nothing_that_writes_for_the_owner(role: Callable[[str], str], call: str):
+    with (
+        psycopg.connect(role("reader"), autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(f"SELECT blackboard.{call}".encode())
+
+
 async def test_a_reader_reads_everything_and_writes_nothing(cli: Cli, role: Callable[[str], str]):
     cli("session", "start", "s")
     cli("finding", "report", "x", "--type", "t", "--as", "ops/a")
@@ -218,6 +283,7 @@ def test_every_table_has_been_thought_about(cli: Cli, database_url: str):
         "task_limits",
         "task_slots",
         "unsettled_limits",
+        "retentions",
         "upkeep",
     }
     with psycopg.connect(database_url) as connection:

@@ -164,6 +164,35 @@ async def test_a_redriven_task_keeps_its_flow(session: Session, agent: Agent) ->
     assert (await session.flows.get(flow.id)).status == "failed"
 
 
+async def test_results_stay_while_what_failed_can_be_redriven(session: Session, agent: Agent, clock: Clock) -> None:
+    flow = await agent.flows.create(
+        "f",
+        [
+            Stage("a", "t"),
+            Stage("b", "t", after=["a"], inputs={"of": "a"}, max_attempts=1),
+            Stage("c", "t", after=["b"]),
+        ],
+    )
+    first = await agent.tasks.claim_by_id(flow.stage("a").task_id)
+    assert first is not None
+    await agent.tasks.complete(first, {"v": 42})
+    await clock.advance(2 * DAY, gap=True)
+    second = await agent.tasks.claim_by_id(flow.stage("b").task_id)
+    assert second is not None
+    await agent.tasks.fail(second, "broken")
+    assert (await session.flows.get(flow.id)).status == "failed"
+    # Neither because it is young, nor because another status was asked for: what it reads stays with it.
+    assert await pruned(session, older_than=DAY) == (0, 0)
+    assert await pruned(session, older_than=NOW, status=["completed"]) == (0, 0)
+    await session.tasks.redrive(second.id)
+    assert await pruned(session, older_than=NOW, status=["completed", "dead"]) == (0, 0)
+    again = await agent.tasks.claim_by_id(second.id)
+    assert again is not None
+    assert await session.flows.inputs(again.id) == {"of": {"v": 42}}
+    await agent.tasks.complete(again)
+    assert await pruned(session, older_than=NOW) == (3, 1)
+
+
 async def test_batches_are_bounded(session: Session, agent: Agent, db: Connection) -> None:
     for n in range(5):
         await run(agent, f"f{n}", stages=1 + n % 3)

@@ -119,7 +119,7 @@ async def test_many_that_add_at_once(session: Session, board: Blackboard) -> Non
 async def test_what_was_not_started_in_time_is_cancelled(session: Session, agent: Agent, clock: Clock) -> None:
     at = datetime.now(UTC) + timedelta(minutes=5)
     added = await session.tasks.add("t", expires_at=at)
-    later = await session.tasks.add("t", run_at=at + timedelta(hours=1), expires_at=at)
+    later = await session.tasks.add("t", run_at=at - timedelta(seconds=1), expires_at=at)
     child = await session.tasks.add("t", depends_on=[added.id])
     running = await session.tasks.add("t", priority=9, expires_at=at)
     [task] = await agent.tasks.claim()
@@ -134,11 +134,16 @@ async def test_what_was_not_started_in_time_is_cancelled(session: Session, agent
     assert await kinds(session, added.id) == ["task.created", "task.cancelled"]
     with pytest.raises(InvalidInput):
         await session.tasks.add("t", expires_at=datetime(2030, 1, 1))
+    for run_at in (at, at + timedelta(hours=1)):
+        with pytest.raises(InvalidInput, match="expires_at must be later than run_at"):
+            await session.tasks.add("t", run_at=run_at, expires_at=at)
+        with pytest.raises(InvalidInput, match="expires_at must be later than run_at"):
+            await session.tasks.add_many([NewTask(type="t"), NewTask(type="t", run_at=run_at, expires_at=at)])
 
 
 async def test_who_only_looks_tends_what_is_due(session: Session, agent: Agent, clock: Clock, db: Connection) -> None:
     waiting = await session.join("ops/specialist")
-    late = await session.tasks.add("t", run_at=datetime.now(UTC) + timedelta(days=1), fallback=None,
+    late = await session.tasks.add("t", run_at=datetime.now(UTC) + timedelta(seconds=59), fallback=None,
                                    expires_at=datetime.now(UTC) + timedelta(minutes=1))  # fmt: skip
     left = await session.tasks.add("t", assigned_to=waiting.id, fallback=timedelta(minutes=2))
     look = "SELECT ready FROM blackboard.look_for_tasks(ARRAY[$1::uuid], $2, '{}')"

@@ -21,7 +21,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from blackboard import Blackboard, NewTask
-from blackboard.errors import SchemaMissing, SchemaOutdated, SchemaTooNew
+from blackboard.errors import SchemaMissing, SchemaOutdated, SchemaTooNew, TransientError
 from blackboard.store import migrations
 from blackboard.store.binaries import find_binaries
 from blackboard.store.schema import include_name
@@ -114,6 +114,36 @@ def test_a_newer_database_is_not_touched(empty_url: str) -> None:
         with pytest.raises(SchemaTooNew):
             call()
     assert dump(empty_url, "--schema-only") == before
+
+
+def test_an_upgrade_that_waits_in_vain_says_for_what(empty_url: str) -> None:
+    before = REVISIONS[REVISIONS.index("0020") - 1]
+    migrations.upgrade(empty_url, before)
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("LOCK TABLE blackboard.sessions IN ROW EXCLUSIVE MODE")
+        with pytest.raises(TransientError, match=r"another transaction holds.*run the upgrade again"):
+            migrations.upgrade(empty_url, "0020")
+    assert migrations.current(empty_url) == before
+    migrations.upgrade(empty_url, "0020")
+    assert migrations.current(empty_url) == "0020"
+
+
+def test_an_upgrade_takes_from_roles_what_they_must_not_have(empty_url: str) -> None:
+    """Also what was granted before."""
+    role = f"bbagent_{uuid.uuid4().hex[:8]}"
+    migrations.upgrade(empty_url, "0019")
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA blackboard TO {role}".encode())
+        connection.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA blackboard TO {role}".encode())
+        may = "SELECT has_function_privilege(%s, 'blackboard.record_delete()', 'EXECUTE')"
+        try:
+            assert connection.execute(may, [role]).fetchone() == (True,)
+            migrations.upgrade(empty_url, "0020")
+            assert connection.execute(may, [role]).fetchone() == (False,)
+            migrations.downgrade(empty_url, "0019")
+            assert connection.execute(may, [role]).fetchone() == (True,)
+        finally:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
 @pytest.mark.parametrize("how", ["threads", "processes"])

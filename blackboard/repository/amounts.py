@@ -116,6 +116,8 @@ def as_amount(value: Amount, field: str) -> Decimal:
         InvalidInput: it is none from 0 to 1e15, or a Decimal of more than 12 decimal places; names ``field``.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError("a flag is no amount, though it counts as 0 or 1")
         number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
     except (InvalidOperation, TypeError, ValueError):
         raise InvalidInput(f"{field} must be a number, got {value!r:.40}.", field=field) from None

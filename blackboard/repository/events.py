@@ -16,6 +16,7 @@ from .scope import Repository
 __all__ = ["Events"]
 
 _SQL = statements("events")
+_BATCH = 5000
 
 
 class Events(Repository):
@@ -152,12 +153,21 @@ class Events(Repository):
     async def prune(self, before: datetime) -> int:
         """Events before that moment are gone, as far as they form one unbroken beginning; returns how many.
 
+        They go in batches of some thousands, each in a transaction of its own: what is interrupted has done a part, and
+        is gone on with by calling it again. In a caller's transaction all is one.
+
         Raises:
             NotPermitted: only the owner of the schema may.
         """
-        row = await self._executor.fetch_one(_SQL["prune_events"], session_id=self._scope.session_id, before=before)
-        assert row is not None
-        return row["pruned"]
+        gone = 0
+        while True:
+            row = await self._executor.fetch_one(
+                _SQL["prune_events"], session_id=self._scope.session_id, before=before, limit=_BATCH
+            )
+            assert row is not None
+            if not row["pruned"]:
+                return gone
+            gone += row["pruned"]
 
 
 def _nouns(topics: Sequence[str] | None) -> Collection[str] | None:

@@ -20,5 +20,6 @@ ORDER BY seq, field
 LIMIT CAST(:limit AS integer);
 
 -- name: prune_events
--- Forgets events before a moment; cursors older than that expire. Owner only.
-SELECT blackboard.prune_events(CAST(:session_id AS uuid), CAST(:before AS timestamptz)) AS pruned;
+-- Forgets about so many events before a moment; how many went, 0 at the end. Cursors older than that expire. Owner only.
+SELECT blackboard.prune_events(
+    CAST(:session_id AS uuid), CAST(:before AS timestamptz), CAST(:limit AS integer)) AS pruned;

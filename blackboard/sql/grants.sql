@@ -19,7 +19,25 @@ GRANT UPDATE ON blackboard.liveness TO %1$I;
 GRANT INSERT, UPDATE, DELETE ON blackboard.lock_waiters, blackboard.requests TO %1$I;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA blackboard TO %1$I;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA blackboard TO %1$I;
-REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
+-- But those of triggers: hung on a table of its own they would write for the role into history whatever it likes.
+DO $do$
+DECLARE
+    v_revoke text;
+BEGIN
+    FOR v_revoke IN
+        SELECT pg_catalog.format('REVOKE EXECUTE ON FUNCTION %%s FROM %%s', CAST(p.oid AS regprocedure),
+                                 CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE CAST(CAST(a.grantee AS regrole) AS text) END)
+        FROM pg_catalog.pg_proc p
+        CROSS JOIN LATERAL pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a
+        WHERE p.pronamespace = CAST('blackboard' AS regnamespace) AND p.prorettype = CAST('pg_catalog.trigger' AS regtype)
+          AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE v_revoke;
+    END LOOP;
+END
+$do$;
+REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz, integer),
+    blackboard.keep_session(uuid, interval, interval, text),
     blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text),
     blackboard.prune_flows(uuid, timestamptz, text[], uuid, integer, boolean, text),
     blackboard.free_slots(uuid[], uuid[]), blackboard.try_counters(uuid, uuid[], text[]),
@@ -33,7 +51,8 @@ SELECT format($grants$-- Run this as the owner of the schema, and again after an
 -- The role can read the whole board and change nothing.
 GRANT USAGE ON SCHEMA blackboard TO %1$I;
 GRANT SELECT ON ALL TABLES IN SCHEMA blackboard TO %1$I;
-REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz),
+REVOKE EXECUTE ON FUNCTION blackboard.adopt(), blackboard.prune_events(uuid, timestamptz, integer),
+    blackboard.keep_session(uuid, interval, interval, text),
     blackboard.prune_tasks(uuid, timestamptz, text[], uuid, integer, boolean, text),
     blackboard.prune_flows(uuid, timestamptz, text[], uuid, integer, boolean, text) FROM PUBLIC, %1$I;
 $grants$, CAST(:name AS text)) AS grants;

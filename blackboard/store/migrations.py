@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from ..errors import BlackboardError, SchemaMissing, SchemaOutdated, SchemaTooNew
+from ..errors import BlackboardError, SchemaMissing, SchemaOutdated, SchemaTooNew, TransientError
 from .driver_errors import from_psycopg
 from .urls import normalise_url
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "check_revision", "current", "downgrade", "offline_sql", "upgrade"]
 
-HEAD = "0018"
+HEAD = "0020"
 """The newest revision; a test compares it with the files. Known here so that opening a board imports no Alembic."""
 
 # Alembic keeps what it is doing in module globals: one run at a time in a process.
@@ -116,12 +116,23 @@ def _run(url: str, direction: str, revision: str) -> None:
     except CommandError as error:
         raise SchemaTooNew(f"{error}; this package knows revisions up to {HEAD}.", needed=HEAD) from error
     except DBAPIError as error:
-        raise _translated(error) from error
+        raise _refused(direction, error.orig) or _translated(error) from error
     except psycopg.Error as error:
         # The revisions run on the driver itself, past SQLAlchemy's wrapping.
-        raise from_psycopg(error) from error
+        raise _refused(direction, error) or from_psycopg(error) from error
     finally:
         engine.dispose()
+
+
+def _refused(direction: str, error: BaseException | None) -> TransientError | None:
+    if not isinstance(error, psycopg.errors.LockNotAvailable):
+        return None
+    return TransientError(
+        f"The {direction} waited for a table that another transaction holds, and gave up before everybody had to wait "
+        "behind it. The steps before stay done. Let that transaction end (the one with the oldest xact_start in "
+        f"pg_stat_activity, most likely), and run the {direction} again.",
+        sqlstate=error.sqlstate,
+    )
 
 
 def _config(buffer: io.StringIO | None) -> Config:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from ..models.agents import AgentRecord
 from ..models.picture import Picture
+from ..models.retention import Retention
 from ..models.sessions import SessionRecord, SessionStatus
 from .repository.actions import Actions
 from .repository.agents import Agents
@@ -167,6 +168,19 @@ class Session:
         """
         self.record = self._sessions.configure(self.id, ageing=ageing, retention=retention)
         return self.record
+
+    def keep(self, *, tasks: timedelta | None = None, events: timedelta | None = None) -> Retention:
+        """What is older than that goes by itself; None keeps for ever. See ``sessions.keep``.
+
+        Raises:
+            InvalidInput: a time is out of its range.
+            NotPermitted: only the owner of the schema may.
+        """
+        return self._sessions.keep(self.id, tasks=tasks, events=events)
+
+    def kept(self) -> Retention:
+        """How long the session keeps what is over."""
+        return self._sessions.kept(self.id)
 
     def pause(self) -> SessionRecord:
         """No task is handed out any more until ``resume``; what runs goes on.

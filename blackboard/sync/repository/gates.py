@@ -13,12 +13,12 @@ from ...jsonable import check_duration, check_text
 from ...models.gates import Pause, Pruned, Why
 from ...models.tasks import FINAL, TaskStatus
 from ...store.statements import statements
+from .events import Events
 from .scope import Repository
 
 __all__ = ["TaskGates"]
 
 _SQL = statements("gates")
-_EVENTS = statements("events")
 _BATCH = 5000
 _LONGEST = timedelta(days=36_500)
 
@@ -122,8 +122,9 @@ class TaskGates(Repository):
     ) -> Pruned:
         """Finished tasks that ended long ago are gone, with their late results and edges, a batch a transaction.
 
-        A task stays while one that depends on it has not finished, or its flow has not. A flow that ended as long ago
-        goes when none of its tasks is left. Each leaves an event, ``task.pruned`` or ``flow.pruned``.
+        A task stays while one that depends on it has not finished, or its flow has not; and while one of its flow that
+        failed stays, which could be redriven and read its result. A flow that ended as long ago goes when none of its
+        tasks is left. Each leaves an event, ``task.pruned`` or ``flow.pruned``.
 
         Args:
             older_than: how long ago they must have ended; by default the session's ``retention``.
@@ -148,11 +149,14 @@ class TaskGates(Repository):
         tasks = self._pruned("prune_tasks", before, statuses, dry_run)
         flows = self._pruned("prune_flows", before, statuses, dry_run)
         gone: int | None = None
-        if events:
-            statement = _SQL["count_prunable_events"] if dry_run else _EVENTS["prune_events"]
-            counted = self._executor.fetch_one(statement, session_id=self._scope.session_id, before=before)
+        if events and dry_run:
+            counted = self._executor.fetch_one(
+                _SQL["count_prunable_events"], session_id=self._scope.session_id, before=before
+            )
             assert counted is not None
-            gone = counted["events" if dry_run else "pruned"]
+            gone = counted["events"]
+        elif events:
+            gone = Events(self._scope).prune(before)
         return Pruned(tasks=tasks, flows=flows, events=gone, before=before, dry_run=dry_run)
 
     def _pruned(self, statement: str, before: datetime, statuses: list[str], dry_run: bool) -> int:

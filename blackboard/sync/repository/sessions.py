@@ -11,8 +11,9 @@ from uuid import UUID
 
 from ...errors import InvalidInput, NotFound
 from ...ids import as_uuid, new_id
-from ...jsonable import check_names, check_text, dump_json
+from ...jsonable import check_duration, check_names, check_text, dump_json
 from ...models.agents import AgentRecord
+from ...models.retention import Retention
 from ...models.sessions import SessionRecord, SessionStatus
 from ...store.statements import statements
 from ..store.executor import Executor
@@ -22,6 +23,8 @@ __all__ = ["Sessions"]
 _SQL = statements("sessions")
 _GATES = statements("gates")
 _AGENTS = statements("agents")
+_RETENTION = statements("retention")
+_LONGEST = timedelta(days=36_500)
 
 
 class Sessions:
@@ -191,7 +194,8 @@ class Sessions:
             ageing: a ready task gains a step of priority for each such time that it waits, so that low priority is
                 not starved; 1 second or more. Checked about four times in that time, by those who look for work, for
                 a bounded number of tasks a time.
-            retention: how long ``tasks.prune()`` keeps finished tasks when it is not told.
+            retention: how long ``tasks.prune()`` keeps finished tasks when it is not told. By itself nothing goes:
+                see ``keep``.
 
         Raises:
             InvalidInput: a value is refused.
@@ -207,6 +211,38 @@ class Sessions:
         )
         assert row is not None
         return SessionRecord.from_row(row)
+
+    def keep(self, session_id: UUID, *, tasks: timedelta | None = None, events: timedelta | None = None) -> Retention:
+        """From now on what is older than that goes by itself, by any worker of the board; None keeps for ever.
+
+        A round comes every twentieth of the time, at least once an hour and at most once a minute, in batches. Also of
+        a session that is over. Nothing goes while no worker runs, of whatever session.
+
+        Args:
+            session_id: which session.
+            tasks: since they ended: those that are completed, failed or cancelled, by the rules of ``tasks.prune()``,
+                and the flows that had them. Dead letters stay until they are redriven, discarded or pruned by hand.
+            events: the session's events, of whatever noun, 1 hour or more; cursors from before that expire.
+
+        Raises:
+            InvalidInput: a time is out of its range.
+            NotFound: no such session.
+            NotPermitted: only the owner of the schema may.
+        """
+        if tasks is not None and not timedelta() <= check_duration(tasks, "tasks") <= _LONGEST:
+            raise InvalidInput("tasks must be between 0 and 100 years; None keeps them for ever.", field="tasks")
+        if events is not None and not timedelta(hours=1) <= check_duration(events, "events") <= _LONGEST:
+            raise InvalidInput("events must be between 1 hour and 100 years; None keeps them for ever.", field="events")
+        row = self._executor.fetch_one(
+            _RETENTION["keep_session"], session_id=session_id, tasks=tasks, events=events, actor=self._actor
+        )
+        assert row is not None
+        return Retention(tasks=row["tasks"], events=row["events"])
+
+    def kept(self, session_id: UUID) -> Retention:
+        """How long the session keeps what is over."""
+        row = self._executor.fetch_one(_RETENTION["get_retention"], session_id=session_id)
+        return Retention() if row is None else Retention.from_row(row)
 
     def close(
         self, session_id: UUID, *, outcome: Any = None, status: SessionStatus | str = SessionStatus.COMPLETED
