@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .store.embedded import EmbeddedServer
 
     # [async-only]
-    from .work.context import BlockingTaskContext, TaskContext
+    from .work.blocking_context import BlockingTaskContext
+    from .work.context import TaskContext
     from .work.handlers import Handlers
     from .work.retry import RetryPolicy
     from .work.signals import DeadLetter, Release, RetryLater, TaskCancelled
@@ -86,7 +87,7 @@ _HOMES = {
     "Blackboard": ".board",
     "BlackboardError": "blackboard.errors",
     # [async-only]
-    "BlockingTaskContext": "blackboard.work.context",
+    "BlockingTaskContext": "blackboard.work.blocking_context",
     # [end]
     "BoundBlackboard": ".board",
     # [async-only]

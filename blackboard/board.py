@@ -16,6 +16,7 @@ from .errors import BlackboardError, HistoryNotAdopted, SchemaMissing, SchemaOut
 from .handles import Agent, Session
 from .lease import ProcessLease
 from .models.sessions import SessionRecord
+from .repository.retention import Keeper
 from .repository.schedules import Scheduler
 from .repository.scope import Scope
 from .repository.sessions import Sessions
@@ -58,6 +59,7 @@ class Blackboard:
         self.url = url
         self.sessions = Sessions(executor, settings.actor)
         self.schedules = Scheduler(executor, listener)
+        self.keeper = Keeper(executor)
 
     # [async-only]
     @classmethod
@@ -149,13 +151,13 @@ class Blackboard:
         try:
             await _check_schema(url, executor, migrate=bool(migrate))
             await _check_history(executor, adopt=adopt)
+            listener = Listener(
+                url, listen_url=settings.listen_url, poll_interval=timedelta(seconds=settings.poll_interval)
+            )
+            return cls(settings, url, executor, listener)
         except BaseException:
             await executor.close()
             raise
-        listener = Listener(
-            url, listen_url=settings.listen_url, poll_interval=timedelta(seconds=settings.poll_interval)
-        )
-        return cls(settings, url, executor, listener)
 
     async def close(self) -> None:
         """This process holds nothing here any more: its lease ends at once, its connections are closed.

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from .errors import BlackboardError, LeaseLost, NotFound, ServerUnreachable
+from .errors import BlackboardError, LeaseLost, NotFound, ServerUnreachable, Unavailable
 from .ids import new_id
 from .jsonable import load_json
 from .repository.scope import Claiming, LeaseWatcher, UnderLease, in_doubt
@@ -24,6 +24,8 @@ from .store.executor import Executor
 from .store.statements import Statement, statements
 from .work import answers
 from .work.heartbeat import Ask, Heartbeat
+
+# [sync-only] from .work.heartbeat import ask_once
 
 __all__ = ["ProcessLease"]
 
@@ -58,16 +60,22 @@ class ProcessLease:
         self._url = url
         self._executor = executor
         self._term = term
-        self._heartbeat: Heartbeat | None = None
-        self._last: UUID | None = None
-        self._pid = 0
-        self._starting = asyncio.Lock()
+        self._heartbeat: Heartbeat | None
         self._watchers: list[tuple[LeaseWatcher, str]] = []
-        self._forget_all()
+        # [async-only]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # [end]
+        self._start_afresh()
 
-    def _forget_all(self) -> None:
-        # Also the heartbeat's thread reads and writes what follows. Never held across a call.
-        self._book = threading.Lock()
+    def _start_afresh(self) -> None:
+        """After a fork, too: the lease and its claims are the parent's, and its threads may have held a lock."""
+        self._pid = os.getpid()
+        self._heartbeat = None
+        self._last: UUID | None = None
+        self._starting = asyncio.Lock()
+        # Also the heartbeat's thread reads and writes what follows. Never held across a call. Reentrant: the collector
+        # may end an abandoned claim in the thread that holds it.
+        self._book = threading.RLock()
         # Under way: how many calls with that id.
         self._claiming: dict[UUID, int] = {}
         # Answered with tasks: from when on the claim holds none any more if the server lists none of it.
@@ -244,9 +252,21 @@ class ProcessLease:
     # -------------------------------------------------------------------------------------------------- the lease
 
     async def current(self) -> UUID:
-        """The lease that is held now; a new one where there is none, it has lapsed, or the process forked."""
+        """The lease that is held now; a new one where there is none, it has lapsed, or the process forked.
+
+        Raises:
+            InvalidInput: the term is out of range.
+            Unavailable: the database does not serve us, or this process can have no thread for the heartbeat.
+        """
         if (held := self._held()) is not None:
             return held
+        if self._pid != os.getpid():
+            self._start_afresh()
+        # [async-only]
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            # A lock belongs to the loop that it was first waited for in, which may be closed.
+            self._loop, self._starting = loop, asyncio.Lock()
+        # [end]
         async with self._starting:
             if (held := self._held()) is not None:
                 return held
@@ -254,24 +274,29 @@ class ProcessLease:
             await self._executor.fetch_one(
                 _LEASES["start_lease"], id=lease_id, host=socket.gethostname(), pid=os.getpid(), term=self._term
             )
-            if self._last is not None and self._pid == os.getpid():
-                # The agents of this process are there again. After a fork they are the parent's.
+            if self._last is not None:
+                # The agents of this process are there again.
                 await self._executor.execute(_LEASES["move_presence"], old_id=self._last, new_id=lease_id)
-            elif self._last is not None:
-                self._forget_all()
             self._last = lease_id
-            self._pid = os.getpid()
             with self._book:
                 # They were made under the last lease, which holds nothing any more.
                 self._doubtful.clear()
-            self._heartbeat = Heartbeat(
+            heartbeat = Heartbeat(
                 self._url,
                 lease_id,
                 self._term,
                 on_lost=lambda: self._tell_lost(lease_id),
                 tend=partial(self._tend, lease_id),
             )
-            self._heartbeat.start()
+            try:
+                heartbeat.start()
+            except (OSError, RuntimeError) as error:
+                raise Unavailable(
+                    f"This process can have no further thread or descriptor to keep a lease with ({error}); try again "
+                    "when it has fewer open, or raise its limits."
+                ) from error
+            # A lease that nothing keeps is none that is held.
+            self._heartbeat = heartbeat
             return lease_id
 
     def _held(self) -> UUID | None:
@@ -351,4 +376,5 @@ class ProcessLease:
                 if not tries_left:
                     raise
         # [end]
-        # [sync-only] self._executor.fetch_one(_LEASES["end_lease"], id=held.lease_id)
+        # [sync-only] # Not on the pool, whose connections may be dead without a word, and wait for ever.
+        # [sync-only] ask_once(self._url, _LEASES["end_lease"], seconds=answers.ANSWER_SECONDS, id=held.lease_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from .errors import (
     AlreadyExists,
@@ -667,6 +667,19 @@ CONSTRAINTS: dict[str, tuple[type[BlackboardError], str, str]] = {
     ),
     "proposals_threshold_range": (InvalidInput, "threshold", "threshold is a share above 0 and at most 1."),
     "proposals_title_length": (InvalidInput, "title", "A title has 1 to 500 characters."),
+    "retentions_events_range": (
+        InvalidInput,
+        "events",
+        "Events are kept for 1 hour to 100 years; NULL keeps them for ever.",
+    ),
+    "retentions_phase_known": (InvalidInput, "phase", "How far a retention has come is written by the board."),
+    "retentions_pkey": (AlreadyExists, "session_id", "This session has a retention already; update it."),
+    "retentions_session_known": (NotFound, "session_id", "There is no such session; start it first."),
+    "retentions_tasks_range": (
+        InvalidInput,
+        "tasks",
+        "Finished tasks are kept for 0 to 100 years; NULL keeps them for ever.",
+    ),
     "schedules_capability_length": (InvalidInput, "capability", "A capability has at most 100 characters."),
     "schedules_cron_length": (InvalidInput, "cron", "A cron expression has 1 to 200 characters."),
     "schedules_error_length": (InvalidInput, "error", "An error has at most 10000 characters."),
@@ -762,14 +775,8 @@ def from_sqlstate(
     """
     code = sqlstate or ""
     if code in _OWN:
-        facts: Mapping[str, Any] = {}
-        if detail:
-            try:
-                facts = json.loads(detail)
-            except ValueError:
-                facts = {"detail": detail}
         text = f"{message} {hint}" if hint else message
-        return _OWN[code](text, **facts)
+        return _OWN[code](text, **_facts(detail))
     if constraint and constraint in CONSTRAINTS:
         kind, field, text = CONSTRAINTS[constraint]
         return kind(text, field=field, constraint=constraint)
@@ -784,3 +791,14 @@ def from_sqlstate(
     if code.startswith(("22", "23")):
         return InvalidInput(f"PostgreSQL refused a value: {message}", sqlstate=code, constraint=constraint)
     return BlackboardError(f"PostgreSQL answered with {code or 'an error'}: {message}", sqlstate=code)
+
+
+def _facts(detail: str | None) -> Mapping[str, Any]:
+    if not detail:
+        return {}
+    try:
+        facts = json.loads(detail)
+    except ValueError:
+        facts = None
+    # Anybody's function may raise our SQLSTATEs, and say in its own words why.
+    return cast("Mapping[str, Any]", facts) if isinstance(facts, dict) else {"detail": detail}

@@ -510,7 +510,8 @@ def test_a_normal_user(room: Path) -> None:
     # The lifecycle needs the standard library alone, so a bare interpreter and these files will do.
     copy = room / "code"
     (copy / "blackboard" / "store").mkdir(parents=True)
-    for name in ("errors.py", *(f"store/{m}.py" for m in ("embedded", "binaries", "cluster", "postmaster"))):
+    modules = ("embedded", "binaries", "cluster", "launching", "postmaster")
+    for name in ("errors.py", *(f"store/{module}.py" for module in modules)):
         shutil.copy(PACKAGE / name, copy / "blackboard" / name)
     for path in [copy, *copy.rglob("*")]:
         path.chmod(0o755)

@@ -489,7 +489,7 @@ def test_many_subscriptions_share_one_thread_and_one_connection(server: WatchedS
     assert asyncio.run(wait()) == 250
     for subscription in subscriptions:
         subscription.close()
-    assert not listener._subscriptions
+    assert not listener._subscribed
 
 
 def test_a_refused_hint_is_dropped_and_the_connection_kept(

@@ -510,4 +510,4 @@ def test_a_subscription_to_several_sessions_hears_them_and_no_other(server: Watc
     listener.notify(other, "schedules")
     assert not subscription.wait(0)
     subscription.close()
-    assert not listener._subscriptions
+    assert not listener._subscribed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from datetime import timedelta
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from blackboard import Blackboard, BlockingTaskContext, Session, Worker
-from blackboard.errors import InvalidInput
+from blackboard import Blackboard, BlockingTaskContext, RetryPolicy, Session, Worker
+from blackboard.errors import ConfigurationError, InvalidInput
+from blackboard.work.blocking import call
+from blackboard.work.threads import Threads
 
 from .conftest import eventually
 
@@ -130,3 +133,94 @@ async def test_capabilities_are_a_list_of_names(board: Blackboard, session: Sess
 
 async def _completed(worker: Worker) -> bool:
     return worker.counts.completed == 1
+
+
+async def test_what_a_thread_was_given_is_an_argument_like_any_other(session: Session, worker: Worker) -> None:
+    @worker.handler("t")
+    def handle(ctx: BlockingTaskContext) -> None:
+        other = ctx.session.join("ops/other")
+        with ctx.transaction() as tx:
+            tx.board.agent(other).findings.report("in the transaction", type="note")
+            tx.complete()
+
+    await session.tasks.add("t", max_attempts=1)
+    assert (await worker.drain()).completed == 1
+    [finding] = await session.findings.list()
+    assert finding.agent_id == "ops/other"
+
+
+async def test_events_that_nobody_reads_on_do_not_stop_the_loop(session: Session, worker: Worker) -> None:
+    """The collector may come to them in the loop's own thread."""
+    kept: list[Any] = []
+
+    @worker.handler("t")
+    def handle(ctx: BlockingTaskContext) -> None:
+        pages = ctx.session.events.follow(ctx.session.events.read(limit=1).cursor)
+        next(iter(pages))
+        kept.append(pages)
+
+    await session.tasks.add("t")
+    assert (await worker.drain()).completed == 1
+    assert kept
+    kept.clear()
+    assert await session.tasks.count() == {"completed": 1}
+
+
+async def test_a_blocking_handle_refuses_where_it_would_wait_for_itself(session: Session, worker: Worker) -> None:
+    kept: list[BlockingTaskContext] = []
+
+    @worker.handler("t")
+    def handle(ctx: BlockingTaskContext) -> None:
+        kept.append(ctx)
+
+    await session.tasks.add("t")
+    assert (await worker.drain()).completed == 1
+    with pytest.raises(ConfigurationError, match="own thread"):
+        kept[0].agent.tasks.count()
+
+
+def test_nor_does_it_wait_for_a_loop_that_has_ended() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(ConfigurationError, match="ended"):
+        call(loop, asyncio.sleep(0))
+
+
+async def test_a_thread_that_cannot_be_started_is_not_counted(
+    session: Session, board: Blackboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(board, session, agent_id="w", concurrency=1)
+    worker.register("t", lambda ctx: "done", retry=RetryPolicy(delay=timedelta(milliseconds=1)))
+    start, refused = threading.Thread.start, list[str]()
+
+    def start_later(thread: threading.Thread) -> None:
+        if thread.name.startswith("blackboard-handler") and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    for _ in range(2):
+        await session.tasks.add("t")
+    async with asyncio.timeout(30):
+        counts = await worker.drain(scheduled=True)
+    assert refused and counts.completed == 2 and counts.retried == 1
+
+
+async def test_a_call_without_a_thread_of_its_own_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(2)
+    gate = threading.Event()
+    first = asyncio.create_task(threads.run(lambda _: gate.wait(), None))
+    await asyncio.sleep(0)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        second = asyncio.create_task(threads.run(lambda given: given, 2))
+        await asyncio.sleep(0)
+    gate.set()
+    assert await first is True
+    assert await second == 2
+    threads.close()

@@ -16,7 +16,7 @@ import pytest
 from blackboard import Blackboard, NewTask, Session, TaskContext, Worker
 from blackboard.errors import LeaseLost
 from blackboard.store.statements import Statement
-from blackboard.work.core import Line
+from blackboard.work.line import Line
 
 from .conftest import eventually
 

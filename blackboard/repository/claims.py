@@ -8,14 +8,14 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from ..errors import InvalidInput, LeaseLost
+from ..errors import InvalidInput, LeaseLost, SessionClosed
 from ..ids import as_uuid, new_id
 from ..jsonable import check_duration, check_names, dump_json, storable
 from ..models.tasks import TaskRecord
 from ..store.statements import Statement, statements
 from .adding import TaskAdding
 
-__all__ = ["TaskClaims", "error_facts"]
+__all__ = ["TaskClaims", "error_facts", "text_of"]
 
 _SQL = statements("tasks")
 _ENGINE = statements("engine")
@@ -45,7 +45,8 @@ class TaskClaims(TaskAdding):
             claim_id: the idempotency key: a call repeated with the same one returns the same tasks.
 
         Raises:
-            InvalidInput: the limit is out of range, or this is no agent's handle.
+            InvalidInput: the limit is out of range, a capability is refused, or this is no agent's handle.
+            LeaseLost: in a caller's transaction, the lease of this process has lapsed.
             SessionClosed: the session is over.
             WaitNotAllowed: ``wait`` on a handle that is bound to a caller's connection.
         """
@@ -100,6 +101,8 @@ class TaskClaims(TaskAdding):
         """This very task is running under this agent's lease; None if it is not ready, or assigned to somebody else.
 
         Raises:
+            InvalidInput: it is no id, or this is no agent's handle.
+            LeaseLost: in a caller's transaction, the lease of this process has lapsed.
             SessionClosed: the session is over.
         """
         claim_id = claim_id or new_id()
@@ -145,7 +148,7 @@ class TaskClaims(TaskAdding):
         Repeating the call changes nothing.
 
         Raises:
-            InvalidInput: the result is refused.
+            InvalidInput: the result is refused, or the task was never claimed.
             LeaseLost: the task was taken from this holder; the result was kept aside (``late_results``).
         """
         refused = await self.complete_many([(task, result)])
@@ -179,7 +182,7 @@ class TaskClaims(TaskAdding):
             claim_id: of the next claim: a call repeated with the same one returns the same tasks.
 
         Raises:
-            InvalidInput: the limit or the result is refused.
+            InvalidInput: the limit, a capability or the result is refused, or the task was never claimed.
             LeaseLost: the task was taken from this holder; the result was kept aside, and nothing was claimed.
         """
         if not 1 <= limit <= 10_000:
@@ -206,13 +209,16 @@ class TaskClaims(TaskAdding):
                 raise
             # Nothing has happened, for the task is not ours: which is told again, the result then kept aside.
             await self.complete(task, result)
+        try:
             return await self._claim_once(limit, checked, claim_id)
+        except SessionClosed:
+            return []
 
     async def complete_many(self, results: Sequence[tuple[TaskRecord, Any]]) -> list[UUID]:
         """All held tasks among them are completed; returns the ids of those that were refused, results kept aside.
 
         Raises:
-            InvalidInput: a result is refused; nothing was completed then.
+            InvalidInput: a result is refused, or a task was never claimed; nothing was completed then.
         """
         rows = await self._executor.fetch_all(
             _SQL["complete_tasks"],
@@ -243,7 +249,7 @@ class TaskClaims(TaskAdding):
             delay: until the next attempt; by default exponential backoff with jitter.
 
         Raises:
-            InvalidInput: the error or the delay is refused.
+            InvalidInput: the error or the delay is refused, or the task was never claimed.
             LeaseLost: the task was taken from this holder.
             NotFound: no such task.
         """
@@ -265,6 +271,7 @@ class TaskClaims(TaskAdding):
         """The task is ready for others again, and this attempt does not count.
 
         Raises:
+            InvalidInput: the task was never claimed.
             LeaseLost: the task was taken from this holder.
             NotFound: no such task.
         """
@@ -283,7 +290,7 @@ class TaskClaims(TaskAdding):
         """Everybody can see how far the task is; ``cancel_requested`` of what returns tells whether to stop.
 
         Raises:
-            InvalidInput: the value is refused.
+            InvalidInput: the value is refused, or the task was never claimed.
             LeaseLost: the task was taken from this holder.
             NotFound: no such task.
         """
@@ -306,14 +313,29 @@ def _claim_id(task: TaskRecord) -> UUID:
     return task.claim_id
 
 
+def text_of(value: object) -> str:
+    """``str(value)``, or who failed at that: a class of a caller's own may raise there."""
+    try:
+        return str(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: {type(error).__name__} in its __str__>"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # it looks at what the exception says of itself
+        return ""
+
+
 def error_facts(error: BaseException | str | dict[str, Any]) -> dict[str, Any]:
     """What a task's ``error`` says of a failure: ``code`` and ``message``, and an exception's ``traceback``."""
     if isinstance(error, BaseException):
         return {
             "code": type(error).__name__,
             # What was raised may hold text that no database stores; that must not keep the attempt from failing.
-            "message": storable(str(error)[:10_000]),
-            "traceback": storable("".join(traceback.format_exception(error))[-50_000:]),
+            "message": storable(text_of(error)[:10_000]),
+            "traceback": storable(_traceback(error)[-50_000:]),
         }
     if isinstance(error, str):
         return {"code": "failed", "message": storable(error[:10_000])}

@@ -60,6 +60,9 @@ class DeadLetters(PartialIds):
             type: only those.
             error_code: only those whose last error has this ``code``, such as ``timeout`` or ``ValueError``.
             limit: at most so many.
+
+        Raises:
+            InvalidInput: the limit is negative or no number.
         """
         rows = await self._executor.fetch_all(
             _SQL["list_dead_tasks"],

@@ -109,7 +109,7 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
             limit: at most so many.
 
         Raises:
-            InvalidInput: no such status.
+            InvalidInput: no such status, or the limit is negative.
         """
         wanted = [status] if isinstance(status, str) else status
         rows = await self._executor.fetch_all(

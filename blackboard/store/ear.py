@@ -9,7 +9,7 @@ import select
 import threading
 from collections.abc import Callable, Generator
 
-__all__ = ["Ear", "Notice"]
+__all__ = ["Ear", "Notice", "running_loop"]
 
 Notice = tuple[int, str]
 """The sender's process id and the payload."""
@@ -103,3 +103,11 @@ class Ear:
 
     def _close(self) -> None:
         self.loop.remove_reader(self._behind.fileno())
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that this is called in, if any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +24,7 @@ from urllib.parse import quote
 
 from blackboard.errors import ConfigurationError, EmbeddedServerError
 from blackboard.store import postmaster
-from blackboard.store.binaries import Account, as_account, clean_environment, find_binaries
+from blackboard.store.binaries import find_binaries
 from blackboard.store.cluster import (
     account_of,
     check_reach,
@@ -35,41 +34,12 @@ from blackboard.store.cluster import (
     prepare,
     unusable,
 )
+from blackboard.store.launching import OURS, server_arguments, spawn
 from blackboard.store.postmaster import NO_SUCH_DATABASE, PORT, READY, Place, locked, try_lock
 
 __all__ = ["DATABASE", "EmbeddedServer", "ServerInfo", "default_data_dir"]
 
 DATABASE = "blackboard"
-
-_SETTINGS = {
-    # 200 processes with two connections each, and some for people.
-    "max_connections": "450",
-    "shared_buffers": "64MB",
-    "max_wal_size": "512MB",
-    "min_wal_size": "32MB",
-    "timezone": "UTC",
-    "log_timezone": "UTC",
-    "lc_messages": "C",
-    # Errors go to the client that made them. The log gets one line for each, without the values in them.
-    "log_line_prefix": "%m [%p] ",
-    "log_error_verbosity": "terse",
-    "log_min_error_statement": "panic",
-    "log_checkpoints": "off",
-    "checkpoint_warning": "0",
-    # Each of these would keep processes running for nothing.
-    "max_logical_replication_workers": "0",
-    # Compiling a statement takes longer than any of ours runs.
-    "jit": "off",
-}
-_OURS = {"config_file", "data_directory", "hba_file", "port", "unix_socket_directories"}
-_SETTINGS_SINCE_18 = {"io_method": "sync"}
-_SETTINGS_NOT_DURABLE = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -151,7 +121,7 @@ class EmbeddedServer:
         self._place = Place(os.path.realpath((data_dir or default_data_dir()).expanduser()))
         self._idle = None if idle_timeout is None else max(idle_timeout.total_seconds(), 0.0)
         self._settings = dict(settings or {})
-        for name in _OURS & self._settings.keys():
+        for name in OURS & self._settings.keys():
             raise ConfigurationError(f"The embedded server's {name!r} is given by its data directory.", setting=name)
         self._bin_dir = bin_dir
         self._durable = durable
@@ -294,49 +264,11 @@ class EmbeddedServer:
             make_cluster(place, binaries, account, durable=self._durable)
         socket_dir = choose_socket_dir(place, account)
         place.save({"socket_dir": socket_dir, "idle_seconds": self._idle, "version": binaries.version})
-        arguments = [binaries.program("postgres"), "-D", place.cluster, "-h", "", "-k", socket_dir, "-p", str(PORT)]
-        settings = _SETTINGS | (_SETTINGS_SINCE_18 if binaries.major >= 18 else {})
-        if not self._durable:
-            settings |= _SETTINGS_NOT_DURABLE
-        for name, value in (settings | self._settings).items():
-            arguments += ["-c", f"{name}={value}"]
+        arguments = server_arguments(place, binaries, socket_dir, self._settings, durable=self._durable)
         place.trim_log()
         start = self._log_size()
-        self._child = self._spawn(arguments, life, account, with_us=foreground)
+        self._child = spawn(place, arguments, life, account, with_us=foreground)
         return start
-
-    def _spawn(
-        self, arguments: list[str], lock: int, account: Account | None, *, with_us: bool = False
-    ) -> subprocess.Popen[bytes] | None:
-        """The program runs in a session of its own and writes to the log; returned if it is to be our child."""
-        if not with_us:
-            # By way of a shell that ends at once: not our child, it leaves no zombie and no warning with us.
-            arguments = ["/bin/sh", "-c", '"$@" &', "sh", *arguments]
-        log = os.open(self._place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",  # ours may be out of reach for the account
-                env=clean_environment(),
-                start_new_session=True,
-                pass_fds=(lock,),
-                preexec_fn=_end_with(os.getpid()) if with_us else None,  # noqa: PLW1509 - only prctl and getppid
-                **as_account(account),
-            )
-        except OSError as error:
-            raise EmbeddedServerError(
-                f"{arguments[0]} cannot be run{f' as {account.name}' if account else ''}: {error}",
-                data_dir=self._place.data_dir,
-            ) from error
-        finally:
-            os.close(log)
-        if with_us:
-            return process
-        process.wait()
-        return None
 
     def _reap(self) -> None:
         if self._child is not None and not self._place.lives():
@@ -415,7 +347,7 @@ class EmbeddedServer:
             try:
                 script = str(Path(postmaster.__file__).resolve())
                 command = [sys.executable, "-I", "-S", script, "watch", self._place.data_dir, str(watch)]
-                self._spawn(command, watch, None)
+                spawn(self._place, command, watch, None)
             finally:
                 os.close(watch)
 
@@ -450,18 +382,3 @@ class EmbeddedServer:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:]) if lines > 0 else ""
-
-
-def _end_with(parent: int) -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-
-    def arrange() -> None:
-        prctl(1, int(signal.SIGINT))  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return arrange

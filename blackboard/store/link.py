@@ -8,6 +8,7 @@ import math
 import random
 import selectors
 import socket
+import threading
 from collections.abc import Sequence
 from time import monotonic
 
@@ -39,6 +40,9 @@ class Waker:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._raised = False
+        # No thread writes to a descriptor that another one closes just now: its number may be a stranger's already.
+        # Reentrant: the collector may end what wakes us, in the middle of this.
+        self._writing = threading.RLock()
         self.stop_at = math.inf
 
     def fileno(self) -> int:
@@ -48,7 +52,8 @@ class Waker:
         """The loop runs once more; what was stored before the call is seen by it."""
         if not self._raised:
             self._raised = True
-            with contextlib.suppress(OSError):  # the loop has ended, or the buffer is full of earlier wake-ups
+            # The loop may have ended, or the buffer be full of earlier wake-ups.
+            with self._writing, contextlib.suppress(OSError):
                 self._writer.send(b"\0")
 
     def stop(self, grace: float = 0.0) -> None:
@@ -64,8 +69,9 @@ class Waker:
         self._raised = False
 
     def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        with self._writing:
+            self._reader.close()
+            self._writer.close()
 
 
 class Link:

@@ -7,7 +7,6 @@ connection, not at all: whoever waits looks again after the poll interval anyway
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -18,10 +17,11 @@ from time import monotonic
 from uuid import UUID
 
 from ..errors import BlackboardError, ServerUnreachable
-from .ear import Ear, Notice
-from .hints import array, concerns, keys_of, parse, quoted
+from .ear import Ear, Notice, running_loop
+from .fanout import Fanout
+from .hints import array, parse, quoted
 from .link import Link, Stopped, Waker, backoff, parse_conninfo
-from .subscription import Subscription, Woken, resolve
+from .subscription import Subscription, resolve
 
 __all__ = ["Listener"]
 
@@ -90,17 +90,18 @@ class Listener:
         self._channel = channel
         self._poll_seconds = poll_interval.total_seconds()
         self._coalesce_seconds = coalesce.total_seconds()
-        self._subscriptions: dict[int | None, dict[Subscription, None]] = {}
+        self._subscribed = Fanout()
         self._closed = False
         parse_conninfo(self._conninfo)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
-        # Reentrant: the collector may close an abandoned waiter in the thread that holds the lock.
-        self._lock = threading.RLock()
+        # One for both: what is heard and who is subscribed are looked at together.
+        self._lock = self._subscribed.lock
         self._pending: dict[tuple[int, str], None] = {}
         self._quiet_from = 0.0
+        self._say_at = 0.0
         self._next_look = 0.0
         self._sending = False
         self._pausing = False
@@ -133,10 +134,9 @@ class Listener:
         with self._lock:
             if self._closed:
                 raise BlackboardError("This board is closed; open it again to wait on it.")
-            for key in keys_of(subscription.sessions):
-                self._subscriptions.setdefault(key, {})[subscription] = None
+            self._subscribed.add(subscription)
             waker = None if self._listening else self._started()
-        if waker:
+        if waker is not None:
             waker.wake()
         return subscription
 
@@ -152,8 +152,8 @@ class Listener:
         if told and self._listening:
             return
         hint = (session_id.int, noun)
-        if self._subscriptions:
-            self._deliver(*hint, here=_running_loop())
+        if self._subscribed:
+            self._subscribed.deliver(*hint, here=running_loop())
         if told or hint in self._pending:  # it goes out after this moment, and so after the commit
             return
         with self._lock:
@@ -162,7 +162,7 @@ class Listener:
             first = not self._pending and not self._pausing
             self._pending[hint] = None
             waker = self._started()
-        if first:
+        if first and waker is not None:
             waker.wake()
 
     def quiet(self) -> bool:
@@ -193,27 +193,34 @@ class Listener:
                 waker.stop(_CLOSE_SECONDS if self._pending or self._sending else 0.0)
         if thread and thread is not threading.current_thread():
             thread.join(2 * _CLOSE_SECONDS)
-        self._deliver(None, None)
+        self._subscribed.deliver(None, None)
 
     def _check_process(self) -> None:
         if self._pid == os.getpid():
             return
         # The thread stayed in the parent, and a lock may have been held there at the fork.
+        self._subscribed.revive()
         self._start_afresh()
-        for group in self._subscriptions.values():
-            for subscription in group:
-                subscription.revive()
-        if self._subscriptions and not self._closed:
+        if self._subscribed and not self._closed:
             with self._lock:
                 self._started()
 
-    def _started(self) -> Waker:
-        if self._thread is None or self._waker is None:
-            self._waker = Waker()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._waker,), name="blackboard-listener", daemon=True
-            )
-            self._thread.start()
+    def _started(self) -> Waker | None:
+        """The thread's waker; None while the system has no thread or descriptor left: waiters poll, hints are kept."""
+        if self._waker is None:
+            waker: Waker | None = None
+            try:
+                waker = Waker()
+                thread = threading.Thread(target=self._run, args=(waker,), name="blackboard-listener", daemon=True)
+                thread.start()
+            except (RuntimeError, OSError) as error:
+                if waker is not None:
+                    waker.close()
+                if monotonic() >= self._say_at:
+                    self._say_at = monotonic() + _OUTAGE_LOG_SECONDS
+                    _log.warning("wake-ups wait for a thread: %s", error)
+                return None
+            self._thread, self._waker = thread, waker
         return self._waker
 
     def _waiting(self, timeout: float | None, loop: asyncio.AbstractEventLoop | None) -> tuple[float, threading.RLock]:
@@ -239,41 +246,16 @@ class Listener:
     def _forget(self, subscription: Subscription) -> None:
         self._check_process()
         with self._lock:
-            for key in keys_of(subscription.sessions):
-                group = self._subscriptions.get(key, {})
-                group.pop(subscription, None)
-                if not group:
-                    self._subscriptions.pop(key, None)
-            waker = None if self._subscriptions else self._waker
+            self._subscribed.remove(subscription)
+            waker = None if self._subscribed else self._waker
         if waker:  # the thread counts the idle time from here
             waker.wake()
 
-    def _deliver(self, session: int | None, noun: str | None, here: asyncio.AbstractEventLoop | None = None) -> None:
-        """All subscriptions of that session and noun are hinted; all there are, if ``noun`` is None.
-
-        Args:
-            here: the loop that this is called in, if any: who waits there needs no word from outside.
-        """
-        woken: Woken = {}
-        with self._lock:
-            groups = self._subscriptions
-            chosen = tuple(groups.values()) if noun is None else (groups.get(session), groups.get(None))
-            for group in chosen:
-                for subscription in tuple(group or ()):
-                    if noun is None or subscription.nouns is None or concerns(noun, subscription.nouns):
-                        subscription.hint(woken)
-        for loop, waiting in woken.items():  # one call a loop: each one writes to the loop's socket
-            if loop is here:
-                resolve(waiting, True)
-                continue
-            with contextlib.suppress(RuntimeError):  # the loop was closed under its waiters
-                loop.call_soon_threadsafe(resolve, waiting, True)
-
     def _heard(self, own: int, notices: list[Notice]) -> None:
-        here = _running_loop() if notices else None
+        here = running_loop() if notices else None
         for sender, payload in notices:
             if sender != own:  # our own went to our subscribers before it was sent
-                self._deliver(*parse(payload), here=here)
+                self._subscribed.deliver(*parse(payload), here=here)
 
     def _hear_in(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Somebody waits in ``loop``, or, without one, blocks a thread: as long as all are of one loop, it reads."""
@@ -337,7 +319,7 @@ class Listener:
             self._heard(link.backend_pid, notices)
             now = monotonic()
             with self._lock:
-                wanted, pending, closed = bool(self._subscriptions), bool(self._pending), self._closed
+                wanted, pending, closed = bool(self._subscribed), bool(self._pending), self._closed
                 # In a stream of hints the next one is looked for when its time has come; nobody needs to wake us.
                 self._pausing = not pending and now < send_at and pause > self._coalesce_seconds
             if closed and not pending:
@@ -398,7 +380,7 @@ class Listener:
         except BlackboardError as error:
             _log.warning("LISTEN was refused, waiters poll: %s", error)
             return
-        self._deliver(None, None)  # what was sent before this moment was not heard
+        self._subscribed.deliver(None, None)  # what was sent before this moment was not heard
         self._listening = True
 
     def _send(self, link: Link) -> None:
@@ -415,10 +397,3 @@ class Listener:
             _log.warning("hints were refused and dropped: %s", error)
         finally:
             self._sending = False
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

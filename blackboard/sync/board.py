@@ -22,6 +22,7 @@ from ..store.statements import statements
 from ..store.urls import normalise_url
 from .handles import Agent, Session
 from .lease import ProcessLease
+from .repository.retention import Keeper
 from .repository.schedules import Scheduler
 from .repository.scope import Scope
 from .repository.sessions import Sessions
@@ -58,6 +59,7 @@ class Blackboard:
         self.url = url
         self.sessions = Sessions(executor, settings.actor)
         self.schedules = Scheduler(executor, listener)
+        self.keeper = Keeper(executor)
 
     @classmethod
     def open(
@@ -100,13 +102,13 @@ class Blackboard:
         try:
             _check_schema(url, executor, migrate=bool(migrate))
             _check_history(executor, adopt=adopt)
+            listener = Listener(
+                url, listen_url=settings.listen_url, poll_interval=timedelta(seconds=settings.poll_interval)
+            )
+            return cls(settings, url, executor, listener)
         except BaseException:
             executor.close()
             raise
-        listener = Listener(
-            url, listen_url=settings.listen_url, poll_interval=timedelta(seconds=settings.poll_interval)
-        )
-        return cls(settings, url, executor, listener)
 
     def close(self) -> None:
         """This process holds nothing here any more: its lease ends at once, its connections are closed.

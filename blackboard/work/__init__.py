@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .context import BlockingTaskContext, BlockingTaskTransaction, TaskContext, TaskTransaction
-    from .core import Counts
+    from .blocking_context import BlockingTaskContext, BlockingTaskTransaction
+    from .context import TaskContext, TaskTransaction
+    from .counts import Counts
     from .handlers import Handlers
     from .heartbeat import Heartbeat
     from .retry import RetryPolicy
@@ -31,9 +32,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BlockingTaskContext": ".context",
-    "BlockingTaskTransaction": ".context",
-    "Counts": ".core",
+    "BlockingTaskContext": ".blocking_context",
+    "BlockingTaskTransaction": ".blocking_context",
+    "Counts": ".counts",
     "DeadLetter": ".signals",
     "Handlers": ".handlers",
     "Heartbeat": ".heartbeat",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
+
+from ..errors import ConfigurationError
+from ..store.ear import running_loop
 
 __all__ = ["Blocking", "BlockingContext", "call"]
 
@@ -17,9 +20,22 @@ _HANDLES = ("blackboard.board", "blackboard.handles", "blackboard.repository")
 _END: Any = object()
 
 
-def call(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _T]) -> _T:
-    """What ``work`` returns on the loop, which another thread runs."""
-    return asyncio.run_coroutine_threadsafe(work, loop).result()
+def call(loop: asyncio.AbstractEventLoop, work: Awaitable[_T]) -> _T:
+    """What ``work`` returns on the loop, which another thread runs.
+
+    Raises:
+        ConfigurationError: this is the loop's own thread, which would wait for itself for ever, or the loop is closed.
+        BaseException: what ``work`` raised.
+    """
+    if running_loop() is loop:
+        why = "it was called in the event loop's own thread: use it in the handler that it was given to"
+    elif loop.is_closed():
+        why = "its event loop has ended, and the worker with it"
+    else:
+        return asyncio.run_coroutine_threadsafe(_awaited(work), loop).result()
+    if isinstance(work, Coroutine):
+        cast("Coroutine[Any, Any, _T]", work).close()
+    raise ConfigurationError(f"This handle blocks, and {why}.")
 
 
 class Blocking:
@@ -47,9 +63,9 @@ class Blocking:
 
     def _blocking(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            found = function(*args, **kwargs)
+            found = function(*map(_bare, args), **{name: _bare(value) for name, value in kwargs.items()})
             if inspect.isawaitable(found):
-                return self._stand_in(call(self._loop, _awaited(found)))
+                return self._stand_in(call(self._loop, found))
             if isinstance(found, AbstractAsyncContextManager):
                 return BlockingContext(cast("Any", found), self._loop, self._stand_in)
             if isinstance(found, AsyncGenerator):
@@ -85,11 +101,22 @@ class BlockingContext(AbstractContextManager[_T], Generic[_T]):
 
 def _each(source: AsyncGenerator[_T], loop: asyncio.AbstractEventLoop) -> Generator[_T]:
     try:
-        while (found := call(loop, _awaited(anext(source, _END)))) is not _END:
+        while (found := call(loop, anext(source, _END))) is not _END:
             yield found
     finally:
-        call(loop, _awaited(source.aclose()))
+        # Not waited for: what was not read to its end the collector may end, in any thread and in the loop's own.
+        if not loop.is_closed():
+            asyncio.run_coroutine_threadsafe(_awaited(source.aclose()), loop)
 
 
-async def _awaited(awaitable: Any) -> Any:
+def _bare(value: Any) -> Any:
+    """An argument as the handles on the loop take it: what stands for a handle gives it back."""
+    if isinstance(value, Blocking):
+        return vars(value)["_target"]
+    if isinstance(value, (list, tuple)):
+        return [_bare(one) for one in cast("Sequence[Any]", value)]
+    return value
+
+
+async def _awaited(awaitable: Awaitable[_T]) -> _T:
     return await awaitable

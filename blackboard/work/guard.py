@@ -12,7 +12,8 @@ from uuid import UUID
 from ..errors import BlackboardError
 from ..store.statements import statements
 from .context import TaskContext
-from .core import Core, Outage, log
+from .core import Core, log
+from .outage import Outage
 
 __all__ = ["Guard"]
 
@@ -51,7 +52,8 @@ class Guard:
 
     def on_lost(self, lease_id: UUID) -> None:
         """From the heartbeat's thread, or from who was told so by the server."""
-        self._loop.call_soon_threadsafe(self.lose, lease_id)
+        with contextlib.suppress(RuntimeError):  # the loop has ended under the worker, and nothing runs there any more
+            self._loop.call_soon_threadsafe(self.lose, lease_id)
 
     def lose(self, lease_id: UUID) -> None:
         """What was claimed under that lease is somebody else's: it is dropped, and nothing of it is written."""

@@ -21,7 +21,7 @@ from ..errors import BlackboardError, InvalidInput, LeaseLost, ServerUnreachable
 from ..store.link import Link, Stopped, Waker, backoff, parse_conninfo
 from ..store.statements import Statement
 
-__all__ = ["Ask", "Heartbeat"]
+__all__ = ["Ask", "Heartbeat", "ask_once"]
 
 _log = logging.getLogger(__name__)
 
@@ -143,15 +143,21 @@ class Heartbeat:
         return self._lost or monotonic() - (self._last_renewed_at or self._began) > self._term
 
     def start(self) -> None:
-        """The thread runs and renews at once; a no-op if it was started before."""
+        """The thread runs and renews at once; a no-op if it was started before.
+
+        Raises:
+            OSError, RuntimeError: the system has no descriptor or no thread left; it may be started later.
+        """
         with self._state:
             if self._thread is None and not self._stopped:
-                self._pid = os.getpid()
-                waker = self._waker = Waker()
-                self._thread = threading.Thread(
-                    target=self._run, args=(waker,), name="blackboard-heartbeat", daemon=True
-                )
-                self._thread.start()
+                waker = Waker()
+                thread = threading.Thread(target=self._run, args=(waker,), name="blackboard-heartbeat", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:
+                    waker.close()
+                    raise
+                self._pid, self._thread, self._waker = os.getpid(), thread, waker
 
     def beat_now(self, then: Callable[[], None] | None = None) -> None:
         """A renewal is asked for without waiting for its turn or a backoff; returns before its answer.
@@ -274,6 +280,33 @@ class Heartbeat:
                 unexpected = not isinstance(error, BlackboardError)
                 _log.warning("what lease %s holds was not looked at: %s", self._lease_id, error, exc_info=unexpected)
                 link.close()
+
+
+def ask_once(conninfo: str, statement: Statement, *, seconds: float, **params: Any) -> list[bytes | None]:
+    """The first row of the statement's answer, as text, over a connection of its own; empty without one.
+
+    Blocks, and within twice the time (for each host that the URL names) it has an answer or an error: for the last word
+    of a process to a server that may be silent.
+
+    Args:
+        conninfo: as a heartbeat takes it.
+        statement: what to run.
+        seconds: for connecting, and for the answer.
+        params: of the statement.
+
+    Raises:
+        ConfigurationError: the URL cannot be parsed.
+        ServerUnreachable: there was no answer.
+        BlackboardError: the server refused it.
+    """
+    waker = Waker()
+    link = Link(conninfo, waker, name="blackboard", answer_seconds=seconds)
+    try:
+        link.open()
+        return _ask(link, seconds, statement, **params)
+    finally:
+        link.close()
+        waker.close()
 
 
 def _ask(link: Link, seconds: float, statement: Statement, **params: Any) -> list[bytes | None]:

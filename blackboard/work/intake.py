@@ -17,7 +17,10 @@ from ..repository.scope import head_start
 from ..store.statements import statements
 from ..store.subscription import Subscription
 from .context import TaskContext
-from .core import RETRYABLE, Core, Lane, Line, Outage, log
+from .core import Core, log
+from .lane import Lane
+from .line import Line
+from .outage import RETRYABLE, Outage
 
 __all__ = ["Intake"]
 

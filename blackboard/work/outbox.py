@@ -10,10 +10,13 @@ from typing import Any
 
 from ..errors import BlackboardError, InvalidInput
 from ..jsonable import dump_json, storable
-from ..repository.claims import error_facts
+from ..repository.claims import error_facts, text_of
 from ..store.statements import statements
 from .context import TaskContext
-from .core import RETRYABLE, Core, Lane, Line, Outage, log
+from .core import Core, log
+from .lane import Lane
+from .line import Line
+from .outage import RETRYABLE, Outage
 
 __all__ = ["Outbox"]
 
@@ -358,4 +361,4 @@ def _error_text(error: BaseException | str | dict[str, Any]) -> str:
         return dump_json(facts, "error")
     except InvalidInput:
         # A handler's own facts may hold what no database stores; that must not keep the attempt from failing.
-        return dump_json({str(name): storable(str(value)[:10_000]) for name, value in facts.items()}, "error")
+        return dump_json({text_of(name): storable(text_of(value)[:10_000]) for name, value in facts.items()}, "error")

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput
 from ..jsonable import dump_json
-from .context import BlockingTaskContext, TaskContext
+from ..repository.claims import text_of
+from .blocking_context import BlockingTaskContext
+from .context import TaskContext
 from .core import log
 from .signals import DeadLetter, Release, RetryLater, Signal, TaskCancelled
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Slot", "Slots"]
 
 _BURST_SECONDS = 0.002
+_LOGGED = 1000
 _UNKNOWN_TYPE_DELAY = timedelta(seconds=30)
 
 
@@ -50,6 +53,7 @@ class Slots:
         self._slots: set[Slot] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._unknown: set[str] = set()
+        self._closed = False
         # Seconds that a handler takes, as far as known.
         self.took: float | None = None
 
@@ -67,6 +71,7 @@ class Slots:
 
     def close(self) -> None:
         """No slot waits for work any more; what runs is cancelled."""
+        self._closed = True
         for slot in self._slots:
             if slot.task is not None:
                 slot.task.cancel()
@@ -80,20 +85,27 @@ class Slots:
     def _start(self, context: Context | None) -> None:
         slot = Slot()
         slot.task = asyncio.create_task(self._run(slot), name="blackboard-slot", context=context)
+        slot.task.add_done_callback(self._ended, context=context)
         self._slots.add(slot)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._core.crashed(error)
 
     async def _run(self, slot: Slot) -> None:
         core, buffer = self._core, self._core.buffer
         clean = copy_context()
         pause_at = perf_counter() + _BURST_SECONDS
         try:
-            while True:
+            while not self._closed:
                 if not buffer or core.stopping:
                     if core.intake.low_water >= 0:
                         core.intake.wake()
                     core.outbox.idle()
                     waiting = asyncio.get_running_loop().create_future()
                     self._idle.append(waiting)
+                    # The last one is kept by nobody else.
+                    ctx = None
                     await waiting
                     pause_at = perf_counter() + _BURST_SECONDS
                     continue
@@ -106,7 +118,7 @@ class Slots:
                 now = await self._attempt(slot, ctx)
                 if len(buffer) <= core.intake.low_water:
                     core.intake.wake()
-                if copy_context() != clean:
+                if _changed(clean):
                     # A handler left context variables behind: the next one starts in a clean slot.
                     self._slots.discard(slot)
                     if not core.stopping:
@@ -135,7 +147,7 @@ class Slots:
             else:
                 value = await core.threads.run(handler.function, BlockingTaskContext(ctx, asyncio.get_running_loop()))
         except asyncio.CancelledError as error:
-            if ctx.reason is None and slot.task is not None and slot.task.cancelling():
+            if ctx.reason is None and (self._closed or core.owner.cancelling()):
                 # The worker itself ends, at once.
                 ctx.reason = "stopping"
                 self._interrupted(ctx, error)
@@ -147,6 +159,8 @@ class Slots:
         except Exception as error:
             self._failed(ctx, error)
         except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                raise  # the loop has ended under us
             # SystemExit, KeyboardInterrupt: not the task's failure, and not ours to swallow.
             if not ctx.settled:
                 core.outbox.release(ctx)
@@ -164,9 +178,9 @@ class Slots:
         core.running.discard(ctx)
         if ctx.timer is not None:
             ctx.timer.cancel()
-        if ctx.reason is not None:
-            task = slot.task
-            while task is not None and ctx.reason != "stopping" and task.cancelling():
+        if ctx.reason != "stopping" and (task := slot.task) is not None:
+            # Of whatever cancelled this handler the next one knows nothing.
+            while task.cancelling():
                 task.uncancel()
         now = perf_counter()
         took = now - began
@@ -210,15 +224,19 @@ class Slots:
         if ctx.settled:
             return
         outbox = self._core.outbox
-        if isinstance(signal, RetryLater):
-            reason = {"code": "retry_later", "message": signal.reason}
-            outbox.release(ctx, delay=signal.delay, reason=reason)
-        elif isinstance(signal, DeadLetter):
-            outbox.fail(ctx, {"code": "dead_letter", "message": signal.reason}, outcome="dead")
-        elif isinstance(signal, Release):
-            outbox.release(ctx)
-        else:
-            outbox.fail(ctx, signal)
+        try:
+            if isinstance(signal, RetryLater):
+                reason = {"code": "retry_later", "message": signal.reason}
+                outbox.release(ctx, delay=signal.delay, reason=reason)
+            elif isinstance(signal, DeadLetter):
+                outbox.fail(ctx, {"code": "dead_letter", "message": signal.reason}, outcome="dead")
+            elif isinstance(signal, Release):
+                outbox.release(ctx)
+            else:
+                outbox.fail(ctx, signal)
+        except AttributeError as error:
+            # A class of the handler's own that left out what ours is made with.
+            self._failed(ctx, error)
 
     def _failed(self, ctx: TaskContext, error: Exception | dict[str, Any]) -> None:
         if ctx.settled:
@@ -228,7 +246,7 @@ class Slots:
             return
         if isinstance(error, Exception):
             # What an exception says may be no text that a log's file or a terminal takes, or one that deceives them.
-            said = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(error))
+            said = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text_of(error)[:_LOGGED])
             log.warning("%r failed: %s: %s", ctx, type(error).__name__, said)
         self._core.outbox.fail(ctx, error)
 
@@ -254,3 +272,10 @@ class Slots:
         self._core.outbox.release(
             ctx, delay=_UNKNOWN_TYPE_DELAY, reason={"code": "unknown_type", "message": f"No handler for {kind!r} here."}
         )
+
+
+def _changed(clean: Context) -> bool:
+    try:
+        return copy_context() != clean
+    except Exception:  # of two values that differ, and cannot be compared: an array, say
+        return True

@@ -33,21 +33,39 @@ class Threads:
         """What ``function(argument)`` returned in a thread, in a copy of the caller's context.
 
         A cancelled call leaves its thread at work.
+
+        Raises:
+            RuntimeError: the system has no thread left, and none was started before.
+            BaseException: what the function raised.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Answer] = loop.create_future()
         if self._busy >= self._count and self._count < self._size:
-            self._count += 1
-            threading.Thread(target=self._work, name=f"blackboard-handler-{self._count}", daemon=True).start()
+            self._start_one()
         self._busy += 1
         self._calls.put((function, argument, future, loop, copy_context()))
         try:
             value, error = await future
         finally:
             self._busy -= 1
-        if error is not None:
+        if error is None:
+            return value
+        try:
             raise error
-        return value
+        finally:
+            # Its traceback holds this frame: else all that the handler had would wait for the collector.
+            del error, future
+
+    def _start_one(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"blackboard-handler-{self._count + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._count:
+                raise
+            # The call waits for one of the others.
+            return
+        self._count += 1
 
     def close(self) -> None:
         """Idle threads end; busy ones end after their call."""
@@ -64,7 +82,8 @@ class Threads:
                 answer = (None, error)
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(_answer, future, answer)
-            del call, function, argument, future, answer
+            # Nothing of a call stays while the thread waits for the next one.
+            del call, function, argument, future, loop, context, answer
 
 
 def _answer(future: asyncio.Future[_Answer], answer: _Answer) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ..errors import ConfigurationError, InvalidInput
 from ..jsonable import check_names
 from .closing import to_the_end, wind_down
-from .core import Core, Counts, Lane, Line, log
+from .core import Core, log
+from .counts import Counts
 from .guard import Guard
 from .handlers import Handler, Handlers
 from .intake import Intake
+from .lane import Lane
+from .line import Line
 from .outbox import Outbox
 from .retry import RetryPolicy
-from .schedules import run_schedules
 from .slots import Slots
 from .threads import Threads
+from .upkeep import upkeep
 
 if TYPE_CHECKING:
     from ..board import Blackboard, Session
@@ -95,7 +98,7 @@ class Worker:
             raise InvalidInput("max_batch must be between 1 and 10000.", field="max_batch")
         if grace < timedelta() or poll_interval <= timedelta():
             raise InvalidInput("grace must not be negative, and poll_interval must be positive.", field="grace")
-        given = list(sessions) if isinstance(sessions, (list, tuple)) else [sessions]
+        given = list(sessions) if isinstance(sessions, Iterable) and not isinstance(sessions, str) else [sessions]
         if not given:
             raise InvalidInput("A worker needs a session to take tasks from.", field="sessions")
         self._board = board
@@ -169,7 +172,7 @@ class Worker:
             Unavailable: the database cannot be reached at the start. Later outages are waited for.
         """
         with self._taking_signals() if signals else contextlib.nullcontext():
-            async with self._running() as core, self._firing(core):
+            async with self._running() as core, upkeep(self._board, {lane.session.id for lane in core.lanes}):
                 while not self._stop_asked and core.fatal is None:
                     core.changed.clear()
                     if all(lane.closed for lane in core.lanes) and not core.held and core.outbox.empty:
@@ -226,12 +229,13 @@ class Worker:
     ) -> None:
         """It has stopped; handlers that run had the time of ``grace``, unless the block failed."""
         background, self._background = self._background, None
-        self.stop(now=error is not None)
         if background is not None:
+            if not background.done():  # else it would stop the next run
+                self.stop(now=error is not None)
             await background
 
     async def _run_behind(self, started: asyncio.Event) -> Counts:
-        async with self._running() as core, self._firing(core):
+        async with self._running() as core, upkeep(self._board, {lane.session.id for lane in core.lanes}):
             started.set()
             while not self._stop_asked and core.fatal is None:
                 core.changed.clear()
@@ -241,14 +245,16 @@ class Worker:
     def stop(self, *, now: bool = False) -> None:
         """No further task is claimed, what was not started goes back, and ``run`` returns when handlers have ended.
 
+        May be called from any thread, and in a signal's handler.
+
         Args:
             now: handlers that run are cancelled too, and their tasks go back. A second ``stop`` means the same.
         """
         self._stop_asked += 2 if now else 1
-        if self._core is not None:
-            self._core.stopping = True
-            self._core.intake.wake()
-            self._core.changed.set()
+        if (core := self._core) is not None:
+            core.stopping = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                core.owner.get_loop().call_soon_threadsafe(core.rouse)
 
     @property
     def _now(self) -> bool:
@@ -283,22 +289,6 @@ class Worker:
         self.stop(now=bool(self._stop_asked))
 
     @asynccontextmanager
-    async def _firing(self, core: Core) -> AsyncGenerator[None]:
-        """The schedules of its sessions are looked after, as by every other worker of them."""
-        stop = asyncio.Event()
-        firing = asyncio.create_task(
-            run_schedules(self._board, [lane.session.id for lane in core.lanes], stop),
-            name="blackboard-worker-schedules",
-        )
-        firing.add_done_callback(_not_fired)
-        try:
-            yield
-        finally:
-            stop.set()
-            firing.cancel()
-            await asyncio.wait({firing})
-
-    @asynccontextmanager
     async def _running(self) -> AsyncGenerator[Core]:
         if self._active:
             raise ConfigurationError("This worker runs already; one worker runs once at a time.")
@@ -317,6 +307,8 @@ class Worker:
 
     @asynccontextmanager
     async def _parts(self) -> AsyncGenerator[Core]:
+        owner = asyncio.current_task()
+        assert owner is not None
         agents = await self._board.join(self._sessions, self._agent_id, capabilities=self._capabilities)
         once = {agent.session.id: agent for agent in agents}.values()
         lanes = [Lane(agent.session, agent, place) for place, agent in enumerate(once)]
@@ -330,6 +322,7 @@ class Worker:
             concurrency=self._concurrency,
             max_batch=self._max_batch,
             lanes=lanes,
+            owner=owner,
             # As many as may be open at once: a handler in its transaction must never wait for another one's.
             transactions=Line(url, "blackboard worker transactions", self._concurrency),
             threads=Threads(self._concurrency),
@@ -339,16 +332,16 @@ class Worker:
         core.slots = Slots(core)
         core.guard = Guard(core)
         self._core, self._counts = core, core.counts
-        core.guard.start()
-        core.intake.start()
         parts = [
             asyncio.create_task(part.run(), name=f"blackboard-worker-{type(part).__name__.lower()}")
             for part in (core.intake, core.outbox, core.guard)
         ]
         for part in parts:
             part.add_done_callback(lambda done: _ended(core, done))
-        log.info("%r is at work for %s", self, ", ".join(lane.session.name for lane in lanes))
         try:
+            core.guard.start()
+            core.intake.start()
+            log.info("%r is at work for %s", self, ", ".join(lane.session.name for lane in lanes))
             yield core
         except BaseException:
             self.stop(now=True)
@@ -380,12 +373,6 @@ async def _quietly(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("the worker ended before it began: %s", error)
-
-
-def _not_fired(firing: asyncio.Task[None]) -> None:
-    """Tasks are done all the same: another process may be allowed to do what this one is not."""
-    if not firing.cancelled() and (error := firing.exception()) is not None:
-        log.error("schedules are not looked after here any more: %s", error)
 
 
 def _ended(core: Core, part: asyncio.Task[None]) -> None:

@@ -7,6 +7,7 @@ worker threads, and both hand out connections that died while they lay idle.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -24,8 +25,11 @@ __all__ = ["PoolExecutor"]
 IDLE_SECONDS = 10.0
 """How long a connection stays open that nobody uses."""
 
+_STALE = "0A000"
+"""A prepared plan that the schema has left behind."""
+
 # Of one statement on its own: it was rolled back whole, as the victim of a deadlock is, and may succeed now.
-_ROLLED_BACK = frozenset({"0A000", "40001", "40P01"})
+_ROLLED_BACK = frozenset({_STALE, "40001", "40P01"})
 
 _REAPER = "blackboard-idle-connections"
 
@@ -71,13 +75,26 @@ class PoolExecutor:
         self._application_name = application_name
         self._connect_timeout = connect_timeout
         self._pooled: bool | None = pooled
-        self._slots = threading.Semaphore(pool_size)
+        self._closed = False
+        # After a fork: the parent's connections. To close them would be to say good-bye in its name.
+        self._inherited: list[object] = []
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._slots = threading.Semaphore(self._pool_size)
         # The most recently used is the last: what is not needed moves to the front and is closed there.
         self._idle: list[tuple[ConnectionExecutor, float]] = []
-        # Never held across an await, so a thread's lock serves both worlds.
-        self._guard = threading.Lock()
-        self._closed = False
+        # Never held across an await, so a thread's lock serves both worlds. Reentrant: the collector may end an
+        # abandoned call in the thread that holds it.
+        self._guard = threading.RLock()
         self._reaper: threading.Thread | None = None
+
+    def _follow_process(self) -> None:
+        """A forked child opens connections of its own: on its parent's both would read each other's answers."""
+        if self._pid != os.getpid():
+            self._inherited.append(self._idle)
+            self._start_afresh()
 
     def _open(self) -> ConnectionExecutor:
         """A new connection to a server that is known to serve; finds out about poolers at the first one."""
@@ -157,16 +174,19 @@ class PoolExecutor:
         time.sleep(RETRY_SECONDS)
         if self._revive is not None and isinstance(error, ServerUnreachable):
             self._revive()
-        # Whatever cut this connection cut the idle ones too.
-        self._close_idle(time.monotonic())
+        if not isinstance(error, TransientError) or error.details.get("sqlstate") == _STALE:
+            # What cut this connection cut the idle ones too, and they have the same plans prepared.
+            self._close_idle(time.monotonic())
         return True
 
     def close(self) -> None:
         """Afterwards idle connections are closed, busy ones close at the end of their call, new calls are refused."""
         self._closed = True
+        self._follow_process()
         self._close_idle(time.monotonic())
 
     def _acquire(self) -> ConnectionExecutor:
+        self._follow_process()
         self._slots.acquire()
         try:
             if self._closed:
@@ -207,8 +227,14 @@ class PoolExecutor:
         with self._guard:
             old = [connection for connection, since in self._idle if since <= before]
             self._idle = [(connection, since) for connection, since in self._idle if since > before]
-        for connection in old:
-            connection.disconnect()
+        try:
+            while old:
+                old[-1].disconnect()
+                old.pop()
+        finally:
+            # Whoever was to wait for all this has given up: nobody else knows them any more.
+            for connection in old:
+                connection.discard()
 
     def _start_reaper(self) -> None:
         """Called with the guard held."""
