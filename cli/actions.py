@@ -9,6 +9,7 @@ import typer
 
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .ids import resolve
 from .output import Column
 from .proposals import find_proposal
@@ -45,7 +46,7 @@ def list_(
     desk: Desk,
     *,
     status: Annotated[Status | None, typer.Option(metavar="STATUS", help="Only those.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the actions of a session, newest first."""
     desk.out.records(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from . import completion
 from .commands import command, noun
 from .desk import Desk
 from .output import Column
@@ -25,7 +26,9 @@ _COLUMNS = [
     Column("joined", lambda a: a.joined_at),
 ]
 
-AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="Such as ops/deploy-validator.")]
+AgentId = Annotated[
+    str, typer.Argument(metavar="AGENT", autocompletion=completion.agents, help="Such as ops/deploy-validator.")
+]
 
 
 @command(app, "list", example="blackboard agent list --capability investigate")
@@ -47,14 +50,19 @@ def show(desk: Desk, *, agent_id: AgentId) -> None:
 @command(
     app,
     "join",
-    example="blackboard agent join ops/architect --capabilities synthesize --expertise deployment=0.9",
+    example="blackboard agent join ops/architect --capability synthesize --expertise deployment=0.9",
 )
 def join(
     desk: Desk,
     *,
     agent_id: AgentId,
-    capabilities: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="What kind of task it can do; repeat it for more.")
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.capabilities,
+            help="What kind of task it can do; repeat it for more.",
+        ),
     ] = None,
     expertise: Annotated[
         list[str] | None, typer.Option(metavar="CATEGORY=WEIGHT", help="In [0, 1]; repeat it for more.")
@@ -67,7 +75,7 @@ def join(
     desk.out.record(
         desk.session().agents.join(
             agent_id,
-            capabilities=capabilities,
+            capabilities=capability,
             expertise=weights(expertise, "expertise"),
             capacity=capacity,
             role=role,

@@ -8,8 +8,10 @@ from uuid import UUID
 
 import typer
 
+from . import completion
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .ids import resolve
 from .output import Column
 from .values import duration
@@ -54,8 +56,12 @@ Unit = Annotated[
     Literal["tokens", "cost", "calls", "seconds"],
     typer.Argument(metavar="UNIT", help="tokens, cost, calls or seconds."),
 ]
-AgentId = Annotated[str | None, typer.Option("--agent", metavar="AGENT", help="Of this agent.")]
-TaskId = Annotated[str | None, typer.Option("--task", metavar="ID", help="Of all work on this task.")]
+AgentId = Annotated[
+    str | None, typer.Option("--agent", metavar="AGENT", autocompletion=completion.agents, help="Of this agent.")
+]
+TaskId = Annotated[
+    str | None, typer.Option("--task", metavar="ID", autocompletion=completion.tasks, help="Of all work on this task.")
+]
 
 
 @command(
@@ -136,7 +142,7 @@ def ledger(
         Literal["reserved", "settled", "released", "expired"] | None,
         typer.Option(metavar="STATUS", help="Only those that are reserved, settled, released or expired."),
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the entries of the ledger, newest first."""
     session = desk.session()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
@@ -14,11 +15,16 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from . import exits
+from .completion import sessions
 from .helptext import GLOBAL, page
+from .naming import in_shell_words
 from .options import Options
 from .troubles import report, report_usage
 
 __all__ = ["LazyGroup", "command", "noun", "shared_options", "single", "take_shared", "with_shared"]
+
+# The disk is full, say, that the output goes to.
+_UNWRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -96,14 +102,21 @@ class LazyGroup(BoardGroup):
         except typer.TyperException as error:
             sys.exit(report_usage(error, json="--json" in given))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _UNWRITTEN and error.filename is None:
+                _mute()
             sys.exit(report(error, json="--json" in given))
         sys.exit(result if isinstance(result, int) else exits.OK)
 
 
 def _end_of_pipe() -> NoReturn:
     """Ends without a word: whoever read our output has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _mute()
     sys.exit(exits.OK)
+
+
+def _mute() -> None:
+    """What is left to say, also in buffers, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def shared_options(
@@ -123,6 +136,7 @@ def shared_options(
             "--session",
             "-s",
             metavar="NAME_OR_ID",
+            autocompletion=sessions,
             help="Else BLACKBOARD_SESSION, else the only open one.",
             rich_help_panel=GLOBAL,
         ),
@@ -187,8 +201,15 @@ def command(
             from .desk import Desk
 
             given = {parameter.name: values.pop(parameter.name) for parameter in shared}
-            with Desk(_merged(ctx, given)) as desk:
-                return cast("Callable[..., _T]", function)(desk, **values)
+            try:
+                with Desk(_merged(ctx, given)) as desk:
+                    return cast("Callable[..., _T]", function)(desk, **values)
+            except Exception as error:
+                from blackboard.errors import InvalidInput
+
+                if isinstance(error, InvalidInput):
+                    raise in_shell_words(error, ctx) from error
+                raise
 
         run.__doc__ = function.__doc__
         run.__name__ = function.__name__

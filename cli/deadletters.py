@@ -7,8 +7,10 @@ from uuid import UUID
 
 import typer
 
+from . import completion
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .ids import resolve
 from .output import Column, clean, jsonable
 from .values import duration
@@ -43,8 +45,17 @@ _ATTEMPTS = [
     Column("error", lambda a: _said(a, "message"), grow=True),
 ]
 
-TaskId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]
-Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only tasks of this type.")]
+TaskId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        autocompletion=completion.dead_letters,
+        help="Whole, or 6 or more characters of its beginning or end.",
+    ),
+]
+Type = Annotated[
+    str | None, typer.Option("--type", metavar="TYPE", autocompletion=completion.types, help="Only tasks of this type.")
+]
 Code = Annotated[
     str | None, typer.Option("--error", metavar="CODE", help="Only those that died of it, such as timeout.")
 ]
@@ -56,7 +67,7 @@ def list_(
     *,
     type_: Type = None,
     error: Code = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the dead tasks of a session, the latest death first."""
     found = desk.session().tasks.dead_letters(type=type_, error_code=error, limit=limit)
@@ -92,7 +103,10 @@ def show(desk: Desk, *, task_id: TaskId) -> None:
 def redrive(
     desk: Desk,
     *,
-    task_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="These; or choose by filter.")] = None,
+    task_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", autocompletion=completion.dead_letters, help="These; or choose by filter."),
+    ] = None,
     type_: Type = None,
     error: Code = None,
     older_than: Annotated[
@@ -127,7 +141,12 @@ def redrive(
 def discard(
     desk: Desk,
     *,
-    task_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Whole, or a part of 6 or more characters.")],
+    task_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID...", autocompletion=completion.dead_letters, help="Whole, or a part of 6 or more characters."
+        ),
+    ],
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why.")] = "",
 ) -> None:
     """Give dead tasks up for good: they are cancelled; what they died of is kept."""

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Generator
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["app", "summary"]
 
 app = single()
+
+# Whoever watches for another would watch for ever.
+_NOUNS = (
+    "session", "agent", "finding", "evidence", "hypothesis", "assessment", "task", "flow", "limit", "pause", "schedule",
+    "budget", "proposal", "vote", "action", "lock",
+)  # fmt: skip
 
 
 _WORDS = ("title", "statement", "description", "name", "content", "choice", "reason", "error")
@@ -82,6 +89,8 @@ def events(
 
     At the end the cursor to go on from is printed on stderr: nothing is missed or repeated.
     """
+    for one in topic or ():
+        _check_topic(one)
     source = desk.session().events
     left = limit if limit is not None or follow else 1000
     cursor = since
@@ -121,6 +130,20 @@ def events(
         if cursor is not None:
             told = json.dumps({"cursor": cursor}) if desk.out.json else f"cursor: {cursor}"
             print(told, file=sys.stderr)
+
+
+def _check_topic(topic: str) -> None:
+    from blackboard.errors import InvalidInput
+
+    noun, dot, _ = topic.removeprefix("agent.").partition(".")
+    if topic == "*" or (dot and noun in _NOUNS) or topic.startswith("agent."):
+        return
+    close = get_close_matches(noun, _NOUNS, 1)
+    wanted = f"Did you mean {close[0]}.*?" if close else f"The nouns are {', '.join(_NOUNS)}."
+    raise InvalidInput(
+        f"{topic!r} is no kind of event; they are noun.verb, such as task.completed, or noun.*. {wanted}",
+        field="topics",
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import typer
 
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .ids import resolve
 from .output import Column
 from .values import document, loose, moment
@@ -56,7 +57,7 @@ def list_(
     include_hidden: Annotated[
         bool, typer.Option("--include-hidden", help="Also what was superseded or retracted.")
     ] = False,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the findings of a session that are in force, newest first."""
     desk.out.records(
@@ -110,7 +111,7 @@ def report(
         list[str] | None,
         typer.Option(metavar="JSON", help="An item, or a list of them: source, query, result; repeat it for more."),
     ] = None,
-    tags: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Repeat it for more.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Repeat it for more.")] = None,
     provenance: Annotated[str | None, typer.Option(metavar="JSON", help="Where it comes from.")] = None,
     derived_from: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A finding that it rests on; repeat it for more.")
@@ -132,7 +133,7 @@ def report(
         category=category,
         confidence=confidence,
         evidence=items,
-        tags=tags or (),
+        tags=tag or (),
         provenance=origin,
         derived_from=bases,
         id=id_,

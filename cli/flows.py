@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from . import completion
 from .commands import command, noun
+from .described import converted, guessed
 from .desk import Desk
+from .given import Limit
 from .ids import resolve
 from .output import Column
-from .values import coming, document, duration
+from .values import document
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -47,7 +49,12 @@ _STAGES = [
     Column("why", lambda s: s.error["message"] if s.error else None, wide=110),
 ]
 
-FlowId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]
+FlowId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", autocompletion=completion.flows, help="Whole, or 6 or more characters of its beginning or end."
+    ),
+]
 
 
 @command(app, "list", example="blackboard flow list --status running")
@@ -57,7 +64,7 @@ def list_(
     status: Annotated[
         Literal["running", "paused", "completed", "failed", "cancelled"] | None, typer.Option(help="Only those.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the flows of a session, newest first."""
     desk.out.records(
@@ -329,13 +336,16 @@ def _stage(described: Any, place: int) -> Stage:
 
     if not isinstance(described, dict):
         raise InvalidInput(f"Stage {place} must be a mapping with name and type.", field="stages")
-    fields = _converted(cast("dict[str, Any]", described))
-    what = f"stage {fields['name']}" if "name" in fields else f"stage {place}"
+    given = cast("dict[str, Any]", described)
+    what = f"stage {given['name']}" if "name" in given else f"stage {place}"
+    fields = converted(given, what, stage=what)
     for needed in ("name", "type"):
         if not isinstance(fields.get(needed), str):
-            raise InvalidInput(f"{needed} of {what} is missing.", field=needed)
+            raise InvalidInput(f"{needed} of {what} is missing.", field=needed, stage=what)
     if isinstance(fields.get("compensate"), dict):
-        fields["compensate"] = _converted(cast("dict[str, Any]", fields["compensate"]))
+        fields["compensate"] = converted(
+            cast("dict[str, Any]", fields["compensate"]), f"compensate of {what}", stage=what
+        )
     if isinstance(fields.get("after"), str):
         fields["after"] = [fields["after"]]
     try:
@@ -354,21 +364,9 @@ def _wrong_stage(error: ValidationError, what: str) -> InvalidInput:
     if place[0] not in {"after", "compensate"}:
         place = place[:1]
     if first["type"] != "extra_forbidden":
-        return InvalidInput(f"{'.'.join(place)} of {what}: {first['msg']}.", field=place[0])
+        return InvalidInput(f"{'.'.join(place)} of {what}: {first['msg']}.", field=place[0], stage=what)
     *above, name = place
     model = {"after": After, "compensate": NewTask}.get(place[0] if above else "", Stage)
-    close = get_close_matches(name, model.model_fields, 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     owner = ".".join(above) or "a stage"
-    return InvalidInput(f"{name!r} of {what} is no field of {owner}.{hint}", field=place[0])
-
-
-def _converted(described: dict[str, Any]) -> dict[str, Any]:
-    fields = dict(described)
-    for name in ("timeout", "retry_delay", "fallback"):
-        if name in fields:
-            fields[name] = duration(str(fields[name]), name)
-    for name in ("run_at", "expires_at"):
-        if isinstance(fields.get(name), str):
-            fields[name] = coming(fields[name], name)
-    return fields
+    hint = guessed(name, model.model_fields)
+    return InvalidInput(f"{name!r} of {what} is no field of {owner}.{hint}", field=place[0], stage=what)

@@ -10,6 +10,7 @@ import typer
 from .commands import command, noun
 from .desk import Desk
 from .findings import find_finding
+from .given import Limit
 from .ids import resolve
 from .output import Column
 
@@ -50,7 +51,7 @@ def list_(
         Literal["proposed", "validated", "refuted", "withdrawn"] | None, typer.Option(help="Only those.")
     ] = None,
     min_confidence: Annotated[float | None, typer.Option(metavar="SHARE", help="At least as likely.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the hypotheses of a session, the most likely first."""
     found = desk.session().hypotheses.list(status=status, min_confidence=min_confidence, limit=limit)

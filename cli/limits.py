@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from . import completion
 from .commands import command, noun
 from .desk import Desk
 from .output import Column, ready_again
@@ -25,7 +26,7 @@ _COLUMNS = [
     Column("set by", lambda k: k.created_by, wide=100),
 ]
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the limit.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=completion.limits, help="Of the limit.")]
 
 
 @command(
@@ -44,8 +45,14 @@ def set_(
     max_running: Annotated[int | None, typer.Option(metavar="N", help="At most so many run at once.")] = None,
     rate: Annotated[int | None, typer.Option(metavar="N", help="At most so many start in each --period.")] = None,
     period: Annotated[str | None, typer.Option(metavar="DURATION", help="Of --rate.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only tasks of this type.")] = None,
-    capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only tasks that need it.")] = None,
+    type_: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", autocompletion=completion.types, help="Only tasks of this type."),
+    ] = None,
+    capability: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", autocompletion=completion.capabilities, help="Only tasks that need it."),
+    ] = None,
     per_key: Annotated[bool, typer.Option("--per-key", help="For each limit key by itself.")] = False,
 ) -> None:
     """Set a limit, or change its figures; what runs already counts."""

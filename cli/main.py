@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated, Any, Final
 
@@ -88,8 +89,18 @@ app = typer.Typer(
 )
 
 
+def _nowhere(number: int) -> int:
+    found = os.open(os.devnull, os.O_WRONLY)
+    # So that no connection gets the number of a stream, and with it what libraries print there.
+    return found if found == number else os.dup2(found, number)
+
+
 def main() -> None:
     """Runs the command line of this process; raises ``SystemExit`` with one of the codes of ``exits``."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            # Closed by who started us: nobody listens, and the work is done all the same.
+            setattr(sys, name, os.fdopen(_nowhere(number), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character shows its code, not a traceback.

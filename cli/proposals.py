@@ -9,6 +9,7 @@ import typer
 
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .ids import resolve
 from .output import Column, fields
 from .values import document, duration
@@ -60,7 +61,7 @@ def list_(
     status: Annotated[
         Literal["open", "accepted", "rejected", "expired", "withdrawn"] | None, typer.Option(help="Only those.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the proposals of a session, newest first, each with its tally."""
     desk.out.records(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from . import completion, given
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .output import Column, ago, jsonable, plain
 from .values import document, duration
 
@@ -37,7 +40,7 @@ _COLUMNS = [
 
 _PATIENCE = timedelta(minutes=1)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name or whole id.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=completion.schedules, help="Its name or whole id.")]
 
 
 @command(
@@ -55,22 +58,22 @@ def add(
     cron: Annotated[
         str, typer.Argument(help="Minute, hour, day of month, month, day of week; or @daily and the like.")
     ],
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="Of the task, such as report.")],
+    type_: Annotated[
+        str, typer.Argument(metavar="TYPE", autocompletion=completion.types, help="Of the task, such as report.")
+    ],
     parameters: Annotated[str | None, typer.Option(metavar="JSON", help="Of the task; @FILE or - for stdin.")] = None,
     timezone: Annotated[str, typer.Option(metavar="ZONE", help="Such as Europe/Berlin.")] = "UTC",
     missed: Annotated[
         Literal["skip", "once", "all"], typer.Option(help="What becomes of times at which nobody looked after it.")
     ] = "once",
-    capability: Annotated[str, typer.Option(metavar="NAME", help="Only agents that offer it may claim.")] = "",
-    priority: Annotated[int, typer.Option(metavar="N", help="0 to 10, higher first.")] = 5,
-    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only this agent may claim it.")] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="The longest an attempt may run.")] = None,
-    requires_approval: Annotated[
-        bool, typer.Option("--requires-approval", help="Held until somebody approves it.")
-    ] = False,
-    max_attempts: Annotated[int, typer.Option(metavar="N", help="1 to 1000; then it is dead.")] = 5,
-    retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
-    id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
+    capability: given.Needed = "",
+    priority: given.Priority = 5,
+    assigned_to: given.AssignedTo = None,
+    timeout: given.LongestRun = None,
+    requires_approval: given.RequiresApproval = False,
+    max_attempts: given.MaxAttempts = 5,
+    retry_delay: given.RetryDelay = "1s",
+    id_: given.Id = None,
 ) -> None:
     """Add a schedule; it fires while a worker of the session runs, or `blackboard schedule run`."""
     delay = duration(retry_delay, "retry_delay")
@@ -97,9 +100,7 @@ def add(
 
 
 @command(app, "list", example="blackboard schedule list")
-def list_(
-    desk: Desk, *, limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100
-) -> None:
+def list_(desk: Desk, *, limit: Limit = 100) -> None:
     """List the schedules of a session with their next three times."""
     from blackboard.errors import InvalidInput
 
@@ -175,10 +176,20 @@ def remove(desk: Desk, *, name: Name) -> None:
 def run(
     desk: Desk,
     *,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session",
+            "-s",
+            metavar="NAME_OR_ID",
+            autocompletion=completion.sessions,
+            help="Only this one; else that of BLACKBOARD_SESSION, else all.",
+        ),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Fire what is due now, and end.")] = False,
 ) -> None:
     """Look after the schedules, of one session or of all, until Ctrl-C; run it as often as you like."""
-    named = desk.options.session
+    named = session or desk.options.session or os.environ.get("BLACKBOARD_SESSION")
     sessions = None if named is None else [desk.session(named).id]
     if once:
         _told(desk, desk.board.schedules.fire_due(10_000, sessions=sessions))

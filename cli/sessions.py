@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from . import completion
 from .board import show_board
 from .commands import command, noun
 from .desk import Desk
+from .given import Limit
 from .output import Column
 from .values import document, duration, loose
 
@@ -26,7 +28,10 @@ _COLUMNS = [
     Column("closed", lambda s: s.closed_at, wide=100),
 ]
 
-Which = Annotated[str | None, typer.Argument(metavar="NAME_OR_ID", help="By default the one of --session.")]
+Which = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME_OR_ID", autocompletion=completion.sessions, help="By default the one of --session."),
+]
 
 
 @command(app, "list", example="blackboard session list --status active")
@@ -36,7 +41,7 @@ def list_(
     status: Annotated[
         Literal["active", "paused", "completed", "failed"] | None, typer.Option(help="Only those.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the sessions, newest first."""
     desk.out.records(

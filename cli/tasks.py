@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
+from . import completion, given
 from .commands import command, noun
 from .desk import Desk
+from .given import By, Capability, Limit, Reason, TaskId, Timeout, Type
 from .ids import resolve
 from .output import Column, clean, many, ready_again
 from .values import coming, document, duration
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from blackboard.models.tasks import TaskRecord
     from blackboard.sync import Session
 
-__all__ = ["TaskId", "app", "find_task"]
+__all__ = ["app", "find_task"]
 
 app = noun("Tasks: the work to be done.")
 
@@ -47,24 +50,6 @@ _PAUSES = [
     Column("reason", lambda p: p.reason, grow=True),
 ]
 
-TaskId = Annotated[str, typer.Argument(metavar="ID", help="Whole, or 6 or more characters of its beginning or end.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why.")]
-By = Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; else --as, else your login name.")]
-
-
-def _statuses(incomplete: str) -> list[str]:
-    """For completion: the statuses that begin so."""
-    from blackboard.models.tasks import TaskStatus
-
-    return [one.value for one in TaskStatus if one.startswith(incomplete)]
-
-
-def _ended(incomplete: str) -> list[str]:
-    """As ``_statuses``, of tasks that ended only."""
-    from blackboard.models.tasks import FINAL
-
-    return [one for one in _statuses(incomplete) if one in FINAL]
-
 
 @command(app, "list", example="blackboard task list --status pending --status running --capability investigate")
 def list_(
@@ -74,16 +59,19 @@ def list_(
         list[str] | None,
         typer.Option(
             metavar="STATUS",
-            autocompletion=_statuses,
+            autocompletion=completion.statuses(),
             help="Only those that are scheduled, blocked, awaiting_approval, held, pending, assigned, running, "
             "completed, failed, cancelled or dead; repeat it for more.",
         ),
     ] = None,
-    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those.")] = None,
-    capability: Annotated[str | None, typer.Option(metavar="NAME", help="Only those that need it.")] = None,
-    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those that are with it.")] = None,
+    type_: Type = None,
+    capability: Capability = None,
+    assigned_to: Annotated[
+        str | None,
+        typer.Option(metavar="AGENT", autocompletion=completion.agents, help="Only those that are with it."),
+    ] = None,
     newest: Annotated[bool, typer.Option("--newest", help="The newest first.")] = False,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> None:
     """List the tasks of a session, oldest first."""
     desk.out.records(
@@ -111,28 +99,45 @@ def show(desk: Desk, *, task_id: TaskId) -> None:
     blackboard task add investigate --parameters '{"target": "checkout"}' --priority 8 --timeout 5m
     blackboard task add report --depends-on 5e1c9a07 --capability synthesize
     blackboard task add report --run-at 2h --expires-at 2027-01-31T10:15:00Z
+    blackboard task add --batch tasks.jsonl
     """,
 )
 def add(
     desk: Desk,
     *,
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="What is to be done, such as investigate.")],
+    type_: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TYPE",
+            autocompletion=completion.types,
+            help="What is to be done, such as investigate; not with --batch.",
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Many tasks, all or none: JSON, an object a line or one array, with the names of these options as in "
+            '{"type": "mail", "run_at": "2h"}; - for stdin. A line with an id is added once, however often it is sent.',
+        ),
+    ] = None,
     parameters: Annotated[
         str | None, typer.Option(metavar="JSON", help="What it needs to know; @FILE or - for stdin.")
     ] = None,
-    capability: Annotated[str, typer.Option(metavar="NAME", help="Only agents that offer it may claim.")] = "",
-    priority: Annotated[int, typer.Option(metavar="N", help="0 to 10, higher first.")] = 5,
-    assigned_to: Annotated[str | None, typer.Option(metavar="AGENT", help="Only this agent may claim it.")] = None,
+    capability: given.Needed = "",
+    priority: given.Priority = 5,
+    assigned_to: given.AssignedTo = None,
     depends_on: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="A task that must finish first; repeat it for more.")
+        list[str] | None,
+        typer.Option(
+            metavar="ID", autocompletion=completion.tasks, help="A task that must finish first; repeat it for more."
+        ),
     ] = None,
     run_at: Annotated[str | None, typer.Option(metavar="TIME", help="Not before this time, or in so long.")] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="The longest an attempt may run.")] = None,
-    requires_approval: Annotated[
-        bool, typer.Option("--requires-approval", help="Held until somebody approves it.")
-    ] = False,
-    max_attempts: Annotated[int, typer.Option(metavar="N", help="1 to 1000; then it is dead.")] = 5,
-    retry_delay: Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")] = "1s",
+    timeout: given.LongestRun = None,
+    requires_approval: given.RequiresApproval = False,
+    max_attempts: given.MaxAttempts = 5,
+    retry_delay: given.RetryDelay = "1s",
     unique: Annotated[
         str | None, typer.Option(metavar="KEY", help="An unfinished task with this key is returned instead.")
     ] = None,
@@ -141,23 +146,35 @@ def add(
     ] = None,
     limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="For limits that are per key.")] = None,
     expires_at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Cancelled if not started by this time, or in so long.")
+        str | None,
+        typer.Option(metavar="TIME", help="Cancelled if not started by this time, or in so long; later than --run-at."),
     ] = None,
     fallback: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long it waits for --assigned-to; then anybody may.")
     ] = None,
-    id_: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")] = None,
+    id_: given.Id = None,
 ) -> None:
-    """Put a task on the board."""
+    """Put a task on the board, or many from a file."""
     from blackboard.errors import InvalidInput
     from blackboard.models.tasks import Unique
 
+    if batch is not None:
+        others = (parameters, assigned_to, depends_on, run_at, timeout, unique, unique_window, limit_key, expires_at,
+                  fallback, id_, type_)  # fmt: skip
+        usual = (capability, priority, requires_approval, max_attempts, retry_delay) == ("", 5, False, 5, "1s")
+        if not usual or any(one is not None for one in others):
+            raise InvalidInput("With --batch everything about the tasks is said in the file.", field="batch")
+        _add_batch(desk, batch)
+        return
+    if type_ is None:
+        raise InvalidInput("Say what is to be done: give TYPE, or --batch with a file of tasks.", field="type")
     if unique_window is not None and unique is None:
         raise InvalidInput("--unique-window says how long --unique holds: give both.", field="unique_window")
     delay = duration(retry_delay, "retry_delay")
     assert delay is not None
     parsed = document(parameters, "parameters")
     session = desk.session()
+    now = datetime.now(UTC)
     task = session.tasks.add(
         type_,
         parsed,
@@ -165,18 +182,33 @@ def add(
         priority=priority,
         assigned_to=assigned_to,
         depends_on=[find_task(desk, session, one, "depends_on") for one in depends_on or ()],
-        run_at=coming(run_at, "run_at"),
+        run_at=coming(run_at, "run_at", now),
         timeout=duration(timeout, "timeout"),
         requires_approval=requires_approval,
         max_attempts=max_attempts,
         retry_delay=delay,
         unique=None if unique is None else Unique(key=unique, window=duration(unique_window, "unique_window")),
         limit_key=limit_key,
-        expires_at=coming(expires_at, "expires_at"),
+        expires_at=coming(expires_at, "expires_at", now),
         fallback=duration(fallback, "fallback"),
         id=id_,
     )
     _show(desk, task)
+    if task.expires_at is not None and task.expires_at <= task.created_at and not task.finished:
+        desk.out.note("Its --expires-at has passed already: it will be cancelled, not run.")
+
+
+def _add_batch(desk: Desk, file: str) -> None:
+    from .batch import add_all, read
+
+    lines = read(file)
+    ids = add_all(desk, desk.session(), lines)
+    if desk.out.json:
+        desk.out.document([str(one) for one in ids])
+        return
+    for one in ids:
+        print(one)
+    desk.out.note(f"{many(len(ids), 'task')} from {'stdin' if file == '-' else file}.")
 
 
 @command(app, "cancel", example='blackboard task cancel 5e1c9a07 --reason "no longer needed"')
@@ -184,9 +216,6 @@ def cancel(desk: Desk, *, task_id: TaskId, reason: Reason = "") -> None:
     """Cancel a task; a running one is asked to stop."""
     session = desk.session()
     _show(desk, session.tasks.cancel(find_task(desk, session, task_id), reason))
-
-
-Timeout = Annotated[str | None, typer.Option(metavar="DURATION", help="The longest to wait; else until it ends.")]
 
 
 @command(
@@ -246,10 +275,6 @@ def late(desk: Desk, *, task_id: TaskId) -> None:
     )
 
 
-Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Tasks of this type.")]
-Capability = Annotated[str | None, typer.Option(metavar="NAME", help="Tasks that need this capability.")]
-
-
 @command(
     app,
     "pause",
@@ -302,7 +327,7 @@ def prune(
         list[str] | None,
         typer.Option(
             metavar="STATUS",
-            autocompletion=_ended,
+            autocompletion=completion.statuses(final=True),
             help="Only those that are completed, failed, cancelled or dead; repeat it for more. Else all of them.",
         ),
     ] = None,

@@ -10,6 +10,7 @@ import typer
 
 from . import exits
 from .helptext import coloured
+from .naming import spelled
 from .output import clean
 
 __all__ = ["report", "report_usage"]
@@ -18,17 +19,19 @@ __all__ = ["report", "report_usage"]
 def report_usage(error: typer.TyperException, *, json: bool) -> int:
     """Tells that the command line is wrong; the exit code."""
     ctx: Any = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
+    if type(error).__name__ == "NoArgsIsHelpError" and not json:
         # Asked for nothing: the page itself is the answer.
         typer.echo(error.format_message(), err=True)
         return exits.INVALID
     # Pydantic's own preface says nothing to whoever typed the value.
     message = error.format_message().replace(": Value error, ", ": ")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        message = "Missing command."
     path = ctx.command_path if ctx is not None else "blackboard"
     facts: dict[str, Any] = {"code": "usage", "message": message, "retryable": False}
-    field = getattr(getattr(error, "param", None), "name", None)
-    if field:
-        facts["field"] = field
+    parameter: Any = getattr(error, "param", None)
+    if parameter is not None:
+        facts |= {"field": str(parameter.name).rstrip("_"), "option": spelled(parameter)}
     _tell(message if json else f"{message}\nSee `{path} --help`.", facts, json=json)
     return exits.INVALID
 
@@ -42,6 +45,10 @@ def report(error: Exception, *, json: bool) -> int:
     else:
         if os.environ.get("BLACKBOARD_DEBUG"):
             raise error
+        if isinstance(error, OSError) and error.filename is None:
+            message = f"The answer could not be written ({error.strerror or error}); what the command does may be done."
+            _tell(message, {"code": "output", "message": message, "retryable": False}, json=json)
+            return exits.REFUSED
         message = f"{type(error).__name__}: {error} (this is a fault of ours; BLACKBOARD_DEBUG=1 shows where)"
         _tell(message, {"code": "internal", "message": message, "retryable": False}, json=json)
     return exits.exit_code(error)

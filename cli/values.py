@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from typing import Any
 __all__ = ["coming", "document", "duration", "loose", "moment", "weights"]
 
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?", re.ASCII)
+_SPAN = re.compile(rf"(?:{_DURATION.pattern})+", re.ASCII)
 
 
 def document(text: str | None, field: str) -> Any:
@@ -79,23 +81,29 @@ def moment(text: str | None, field: str) -> datetime | None:
     return _moment(text, field, -1, "how long ago")
 
 
-def coming(text: str | None, field: str) -> datetime | None:
+def coming(text: str | None, field: str, now: datetime | None = None) -> datetime | None:
     """An ISO time, or in how long (``10m``), as an aware datetime; None stays None.
+
+    Args:
+        text: as it was typed.
+        field: what it was typed for.
+        now: from when on; the same for all times that are compared with each other.
 
     Raises:
         InvalidInput: it is neither; names ``field``.
     """
-    return _moment(text, field, 1, "in how long")
+    return _moment(text, field, 1, "in how long", now)
 
 
-def _moment(text: str | None, field: str, direction: int, what: str) -> datetime | None:
+def _moment(text: str | None, field: str, direction: int, what: str, now: datetime | None = None) -> datetime | None:
     if text is None:
         return None
-    if _DURATION.match(text) and not re.match(r"\d{4}-", text):
+    # Eight digits are a day, as ISO 8601 has it without dashes, and not so many seconds.
+    if _SPAN.fullmatch(text) and not re.fullmatch(r"\d{8}", text):
         apart = duration(text, field)
         assert apart is not None
         try:
-            return datetime.now(UTC) + direction * apart
+            return (now or datetime.now(UTC)) + direction * apart
         except OverflowError:
             raise _invalid(f"{field} is too far away, got {text!r}.", field) from None
     try:
@@ -104,7 +112,11 @@ def _moment(text: str | None, field: str, direction: int, what: str) -> datetime
         raise _invalid(
             f"{field} must be a time such as 2026-01-31T10:15:00Z, or {what}, such as 10m; got {text!r}.", field
         ) from None
-    return value.astimezone() if value.tzinfo is None else value
+    try:
+        # The first and the last day of the calendar have no time in every zone.
+        return (value.astimezone() if value.tzinfo is None else value).astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise _invalid(f"{field} is too far away, got {text!r}.", field) from None
 
 
 def weights(pairs: Sequence[str] | None, field: str) -> dict[str, float] | None:
@@ -122,7 +134,7 @@ def weights(pairs: Sequence[str] | None, field: str) -> dict[str, float] | None:
             found[name] = float(number)
         except ValueError:
             equals = ""
-        if not equals or not name:
+        if not equals or not name or not math.isfinite(found[name]):
             raise _invalid(f"{field} takes CATEGORY=WEIGHT such as deployment=0.9, got {pair!r}.", field)
     return found
 
@@ -132,6 +144,8 @@ def _source(text: str, field: str) -> tuple[str, str]:
         return sys.stdin.read(), " (read from stdin)"
     if not text.startswith("@"):
         return text, ""
+    if text == "@":
+        raise _invalid(f"{field} needs the name of a file after the @.", field)
     try:
         return Path(text[1:]).read_text(encoding="utf-8"), f" (read from {text[1:]})"
     except (OSError, UnicodeDecodeError, ValueError) as error:

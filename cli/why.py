@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .commands import command, single
 from .desk import Desk
+from .given import TaskId
 from .output import clean
-from .tasks import TaskId, find_task
+from .tasks import find_task
 
 __all__ = ["app"]
 

@@ -21,7 +21,7 @@ from uuid import UUID
 
 import typer
 
-from . import exits
+from . import completion, exits
 from .commands import command, single
 from .desk import Desk
 from .values import duration
@@ -60,6 +60,7 @@ def worker(
             "--session",
             "-s",
             metavar="NAME_OR_ID",
+            autocompletion=completion.sessions,
             help="Repeat it for more; else BLACKBOARD_SESSION, else the only open one.",
         ),
     ] = None,

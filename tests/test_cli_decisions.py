@@ -20,7 +20,7 @@ def _cli(database_url: str) -> Cli:
 def incident(cli: Cli) -> str:
     """An open session with two members; its id."""
     found = cli("session", "start", "INC-1234", "--goal", "Why does checkout fail?", "--json").json["id"]
-    cli("agent", "join", "ops/a", "--capabilities", "investigate", "--expertise", "deployment=0.9")
+    cli("agent", "join", "ops/a", "--capability", "investigate", "--expertise", "deployment=0.9")
     cli("agent", "join", "ops/b")
     return found
 

@@ -55,7 +55,7 @@ async def _events(session: Session) -> list[tuple[str, str]]:
         ("post_finding", {"content": "x" * (1 << 21)}, "payload_too_large"),
         ("post_finding", {"content": "x", "derived_from": [str(uuid.UUID(int=5))]}, "no finding"),
         ("wait", {"timeout_seconds": 301}, "timeout_seconds should be less than or equal to 300"),
-        ("wait", {"topics": ["findings"]}, "write findings.*"),
+        ("wait", {"topics": ["findings"]}, "write finding.*"),
         ("wait", {"cursor": "tomorrow"}, "no cursor"),
         ("claim_task", {"wait_seconds": 61}, "wait_seconds should be less than or equal to 60"),
         ("vote", {"proposal_id": "the second", "choice": "yes"}, "proposal_id should be a valid UUID"),

@@ -118,7 +118,7 @@ async def _called(call: Call, name: str, given: dict[str, Any]) -> CallToolResul
         raise
     except BlackboardError as error:
         _log.info("%s was refused: %s: %s", tool.verb, error.code, error)
-        raise from_error(error) from error
+        raise from_error(error, tool.arguments.model_fields) from error
     except Exception as error:
         _log.exception("%s failed", tool.verb)
         raise from_fault(call.names[tool.verb]) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -107,12 +107,24 @@ class Refused(Exception):
         }
 
 
-def from_error(error: BlackboardError) -> Refused:
-    """A typed error of the board, with the step that follows it."""
+def from_error(error: BlackboardError, arguments: Iterable[str] = ()) -> Refused:
+    """A typed error of the board, with the step that follows it.
+
+    Args:
+        error: what the board said.
+        arguments: of the tool, in whose names it is told: ``timeout`` may be ``timeout_seconds`` there.
+    """
     advice = next(_NEXT[kind] for kind in type(error).__mro__ if kind in _NEXT)
     if isinstance(error, NotFound):
         advice = _LOOK.get(str(error.details.get("noun")), "{view} shows what there is.")
-    return Refused(error.code, error.message, advice, retryable=error.retryable, facts=error.details)
+    known = set(arguments)
+    names = {name.removesuffix("_seconds"): name for name in known if name.removesuffix("_seconds") not in known}
+    field = str(error.details.get("field", ""))
+    message, facts = error.message, error.details
+    if field in names and field not in known:
+        message = f"{names[field]}{message.removeprefix(field)}" if message.startswith(f"{field} ") else message
+        facts = {**facts, "field": names[field]}
+    return Refused(error.code, message, advice, retryable=error.retryable, facts=facts)
 
 
 def from_fault(verb: str) -> Refused:

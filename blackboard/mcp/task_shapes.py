@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from ..models.tasks import TaskRecord
 from .fence import NOTICE
@@ -187,6 +187,31 @@ class AddArguments(Arguments):
         float | None, Field(gt=0, le=604_800, description="The longest that one attempt may run.")
     ] = None
     requires_approval: Annotated[bool, Field(description="Whether a human must approve it first.")] = False
+    run_at: Annotated[
+        AwareDatetime | None,
+        Field(description="Not before this time."),
+    ] = None
+    expires_at: Annotated[
+        AwareDatetime | None,
+        Field(description="Cancelled if not started by then."),
+    ] = None
+    fallback_seconds: Annotated[
+        float | None, Field(ge=0, description="How long it waits for assigned_to; then anybody may.")
+    ] = None
+    max_attempts: Annotated[int, Field(ge=1, le=1000, description="Then it is dead.")] = 5
+    retry_delay_seconds: Annotated[float, Field(ge=0, description="Before the second attempt; doubles.")] = 1
+    unique: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=200,
+            description="A name for this work: an unfinished task that has it is returned instead.",
+        ),
+    ] = None
+    unique_window_seconds: Annotated[float | None, Field(gt=0, description="unique looks back only so long.")] = None
+    limit_key: Annotated[
+        str | None, Field(min_length=1, max_length=200, description="For limits that are per key.")
+    ] = None
     idempotency_key: IdempotencyKey = None
 
 

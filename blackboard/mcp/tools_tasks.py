@@ -15,7 +15,7 @@ import anyio
 from ..board import Agent, Session
 from ..errors import BlackboardError
 from ..ids import new_id
-from ..models.tasks import TaskRecord, TaskStatus
+from ..models.tasks import TaskRecord, TaskStatus, Unique
 from .fence import Fence, quoted, shown
 from .refusals import Refused
 from .task_shapes import (
@@ -244,7 +244,15 @@ async def progress(call: Call, arguments: ProgressArguments) -> Answer:
 async def add(call: Call, arguments: AddArguments) -> Answer:
     """The task is on the board."""
     agent = await call.connection.agent()
-    seconds = arguments.timeout_seconds
+    if arguments.unique_window_seconds is not None and arguments.unique is None:
+        raise Refused(
+            "invalid_input",
+            "unique_window_seconds says how long unique holds.",
+            "Nothing was written. Give both, or neither.",
+            facts={"field": "unique_window_seconds"},
+        )
+    window = _duration(arguments.unique_window_seconds, "unique_window_seconds")
+    unique = None if arguments.unique is None else Unique(key=arguments.unique, window=window)
     task = await agent.tasks.add(
         arguments.type,
         arguments.parameters,
@@ -252,12 +260,31 @@ async def add(call: Call, arguments: AddArguments) -> Answer:
         priority=arguments.priority,
         assigned_to=arguments.assigned_to,
         depends_on=arguments.depends_on,
-        timeout=None if seconds is None else timedelta(seconds=seconds),
+        run_at=arguments.run_at,
+        timeout=_duration(arguments.timeout_seconds, "timeout_seconds"),
         requires_approval=arguments.requires_approval,
+        max_attempts=arguments.max_attempts,
+        retry_delay=_duration(arguments.retry_delay_seconds, "retry_delay_seconds") or timedelta(),
+        unique=unique,
+        limit_key=arguments.limit_key,
+        expires_at=arguments.expires_at,
+        fallback=_duration(arguments.fallback_seconds, "fallback_seconds"),
         id=call.connection.id_for(agent, "add_task", arguments.idempotency_key),
     )
     text = f"Task {task.id} is on the board ({task.status.value})."
     return Answer(text, _task_result(task))
+
+
+def _duration(seconds: float | None, field: str) -> timedelta | None:
+    try:
+        return None if seconds is None else timedelta(seconds=seconds)
+    except OverflowError:
+        raise Refused(
+            "invalid_input",
+            f"{field} is too long.",
+            "Nothing was written. Give less, or leave it out.",
+            facts={"field": field},
+        ) from None
 
 
 async def _held(agent: Agent, task_id: UUID, token: str) -> TaskRecord:

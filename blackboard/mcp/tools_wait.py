@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from difflib import get_close_matches
 from time import monotonic
 from typing import Annotated, Any
 
@@ -16,6 +17,10 @@ from .tool import Answer, Arguments, Call, Item, JsonArray, MaxTokens, Result, T
 __all__ = ["WAIT_TOOLS"]
 
 _READ_AT_ONCE = 50
+_NOUNS = (
+    "session", "agent", "finding", "evidence", "hypothesis", "assessment", "task", "flow", "limit", "pause", "schedule",
+    "budget", "proposal", "vote", "action", "lock",
+)  # fmt: skip
 
 
 class WaitArguments(Arguments):
@@ -35,7 +40,7 @@ class WaitArguments(Arguments):
         Field(
             max_length=50,
             description="Kinds of event to wake for, such as task.* or proposal.opened; all by default. The events are "
-            "noun.verb with the nouns session, agent, finding, hypothesis, task, proposal, vote, action, lock.",
+            f"noun.verb with the nouns {', '.join(_NOUNS)}.",
             examples=[["task.*", "proposal.opened"]],
         ),
     ] = None
@@ -49,8 +54,12 @@ class WaitArguments(Arguments):
     @classmethod
     def _like_events(cls, topics: list[str] | None) -> list[str] | None:
         for topic in topics or ():
-            if "." not in topic and topic != "*":
-                raise ValueError(f"{topic!r} is no kind of event: write {topic}.* or a type such as finding.reported")
+            noun, dot, _ = topic.removeprefix("agent.").partition(".")
+            if topic == "*" or (dot and noun in _NOUNS) or topic.startswith("agent."):
+                continue
+            close = get_close_matches(noun, _NOUNS, 1)
+            wanted = f"write {close[0]}.*, or" if close else f"the nouns are {', '.join(_NOUNS)}; write"
+            raise ValueError(f"{topic!r} is no kind of event: {wanted} a type such as finding.reported")
         return topics
 
 

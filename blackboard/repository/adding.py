@@ -66,8 +66,9 @@ class TaskAdding(Repository):
             unique: when there is such a task already, that one is returned and nothing is added; of two who add at
                 once, one does.
             limit_key: tells it from others in limits that are per key, such as a customer; 1 to 200 characters.
-            expires_at: not started by this moment (aware datetime), it is cancelled; checked about once a second
-                where a worker looks for tasks, and with every heartbeat elsewhere.
+            expires_at: not started by this moment (aware datetime, later than ``run_at``), it is cancelled, as is one
+                that is added after it; checked about once a second where a worker looks for tasks, and with every
+                heartbeat elsewhere.
             fallback: with ``assigned_to``: anybody may claim it when that agent has not in this time since it was
                 ready, or when it has left or gone silent.
             id: the idempotency key; made here when not given.
@@ -227,6 +228,13 @@ def packed_options(
         if expires_at.tzinfo is None:
             raise InvalidInput("expires_at must be an aware datetime, such as datetime.now(UTC).", field="expires_at")
         options["expires_at"] = expires_at.isoformat()
+        # Both are the caller's; whether either has passed, only the server's clock can say.
+        if run_at is not None and expires_at <= run_at:
+            raise InvalidInput(
+                f"expires_at must be later than run_at, or the task can never start; got {expires_at.isoformat()}, and "
+                f"{run_at.isoformat()} for run_at.",
+                field="expires_at",
+            )
     if fallback is not None:
         if assigned_to is None:
             raise InvalidInput("fallback needs assigned_to: whom to wait for.", field="fallback")
