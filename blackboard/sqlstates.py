@@ -700,7 +700,7 @@ CONSTRAINTS: dict[str, tuple[type[BlackboardError], str, str]] = {
     "schedules_options_fit": (
         InvalidInput,
         "options",
-        "options are those of a task, such as timeout or max_attempts, in their ranges; no depends_on and no run_at.",
+        "options are those of a task, such as timeout, in their ranges; no depends_on, run_at, expires_at or unique.",
     ),
     "schedules_parameters_size": (
         PayloadTooLarge,

@@ -15,8 +15,10 @@ __all__ = [
     "AssignedTo",
     "By",
     "Capability",
+    "Fallback",
     "Id",
     "Limit",
+    "LimitKey",
     "LongestRun",
     "MaxAttempts",
     "Needed",
@@ -63,4 +65,8 @@ LongestRun = Annotated[str | None, typer.Option(metavar="DURATION", help="The lo
 RequiresApproval = Annotated[bool, typer.Option("--requires-approval", help="Held until somebody approves it.")]
 MaxAttempts = Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="1 to 1000; then it is dead.")]
 RetryDelay = Annotated[str, typer.Option(metavar="DURATION", help="Before the second attempt; doubles.")]
+LimitKey = Annotated[str | None, typer.Option(metavar="KEY", help="For limits that are per key.")]
+Fallback = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="How long it waits for --assigned-to; then anybody may.")
+]
 Id = Annotated[str | None, typer.Option("--id", metavar="UUID", help="The idempotency key.")]

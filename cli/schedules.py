@@ -73,6 +73,8 @@ def add(
     requires_approval: given.RequiresApproval = False,
     max_attempts: given.MaxAttempts = 5,
     retry_delay: given.RetryDelay = "1s",
+    limit_key: given.LimitKey = None,
+    fallback: given.Fallback = None,
     id_: given.Id = None,
 ) -> None:
     """Add a schedule; it fires while a worker of the session runs, or `blackboard schedule run`."""
@@ -94,6 +96,8 @@ def add(
             requires_approval=requires_approval,
             max_attempts=max_attempts,
             retry_delay=delay,
+            limit_key=limit_key,
+            fallback=duration(fallback, "fallback"),
             id=id_,
         )
     )

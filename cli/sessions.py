@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 import typer
@@ -119,7 +120,10 @@ def configure(
     ] = None,
     retention: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="How long `task prune` keeps finished tasks by default; 0 ends it."),
+        typer.Option(
+            metavar="DURATION",
+            help="The age that `task prune` takes by default; by itself nothing goes: `session keep`.",
+        ),
     ] = None,
 ) -> None:
     """Set how a session treats tasks that wait, and those that have ended."""
@@ -128,6 +132,37 @@ def configure(
             ageing=duration(ageing, "ageing"), retention=duration(retention, "retention")
         )
     )
+
+
+@command(app, "keep", example="blackboard session keep INC-1234 --tasks 30d --events 90d")
+def keep(
+    desk: Desk,
+    *,
+    name_or_id: Which = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION|ever", help="Finished tasks, but dead letters, and the flows that had them."),
+    ] = None,
+    events: Annotated[
+        str | None, typer.Option(metavar="DURATION|ever", help="All events; cursors from before that expire.")
+    ] = None,
+) -> None:
+    """Set for how long a session keeps what is over, or show it; what is older goes by itself.
+
+    Any worker of the board sees to it, in small batches. What is not named stays as it is; at first all is kept for
+    ever. Only the owner of the schema may.
+    """
+    session = desk.session(name_or_id)
+    kept = session.kept()
+    if tasks is not None or events is not None:
+        kept = session.keep(tasks=_age(tasks, "tasks", kept.tasks), events=_age(events, "events", kept.events))
+    desk.out.record(kept)
+
+
+def _age(text: str | None, field: str, present: timedelta | None) -> timedelta | None:
+    if text is None:
+        return present
+    return None if text == "ever" else duration(text, field)
 
 
 @command(app, "pause", example="blackboard session pause INC-1234")

@@ -144,14 +144,12 @@ def add(
     unique_window: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Only if it was added this long ago or less.")
     ] = None,
-    limit_key: Annotated[str | None, typer.Option(metavar="KEY", help="For limits that are per key.")] = None,
+    limit_key: given.LimitKey = None,
     expires_at: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Cancelled if not started by this time, or in so long; later than --run-at."),
     ] = None,
-    fallback: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long it waits for --assigned-to; then anybody may.")
-    ] = None,
+    fallback: given.Fallback = None,
     id_: given.Id = None,
 ) -> None:
     """Put a task on the board, or many from a file."""

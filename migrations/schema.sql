@@ -302,9 +302,10 @@ CREATE FUNCTION blackboard.current_actor() RETURNS text
 CREATE FUNCTION blackboard.schedule_options_fit(p_options jsonb) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
-    SELECT jsonb_typeof(p_options) = 'object' AND NOT p_options ?| ARRAY['depends_on', 'run_at']
+    SELECT jsonb_typeof(p_options) = 'object' AND NOT p_options ?| ARRAY['depends_on', 'run_at', 'unique', 'expires_at']
        AND coalesce(length(p_options ->> 'assigned_to') BETWEEN 1 AND 100, true)
-       AND coalesce((p_options ->> 'timeout')::interval > interval '0', true)
+       AND coalesce((p_options ->> 'timeout')::interval > interval '0'
+                AND (p_options ->> 'timeout')::interval <= interval '3650 days', true)
        AND coalesce((p_options ->> 'requires_approval')::boolean, true) IS NOT NULL
        AND coalesce((p_options ->> 'max_attempts')::integer BETWEEN 1 AND 1000, true)
        AND coalesce((p_options ->> 'retry_delay')::interval BETWEEN interval '0' AND interval '30 days', true)
@@ -5171,7 +5172,8 @@ BEGIN
         INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
         SELECT n.session_id, v_tx, v_actor,
                -- The fence only grows, and nobody takes over a claim by rewriting it.
-               CASE WHEN n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+               CASE WHEN n.attempt < o.attempt OR (n.status = o.status AND n.attempt <> o.attempt)
+                         OR (n.status = 'running' AND n.status <> o.status AND n.attempt = o.attempt)
                          OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
                     THEN NULL
                     WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
@@ -5252,7 +5254,8 @@ BEGIN
         PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
             (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
              FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
-             WHERE n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+             WHERE n.attempt < o.attempt OR (n.status = o.status AND n.attempt <> o.attempt)
+                OR (n.status = 'running' AND n.status <> o.status AND n.attempt = o.attempt)
                 OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
                 OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
     END;

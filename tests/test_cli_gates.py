@@ -92,3 +92,15 @@ def test_prune(cli: Cli, incident: str):
     assert configured["retention"] and configured["ageing"]
     assert cli("task", "prune", "--json").json["tasks"] == 0
     assert cli("task", "prune", "--older-than", "0s", "--status", "cancelled", "--json").json["tasks"] == 1
+
+
+def test_what_a_session_keeps(cli: Cli, incident: str):
+    assert cli("session", "keep", "--json").json == {"tasks": None, "events": None, "error": None}
+    assert cli("session", "keep", "--tasks", "30d", "--json").json["tasks"] == "P30D"
+    kept = cli("session", "keep", "INC-1234", "--events", "90d", "--json").json
+    assert (kept["tasks"], kept["events"]) == ("P30D", "P90D"), "what is not named stays"
+    error = cli("session", "keep", "--events", "1m", "--json", code=2).error
+    assert (error["field"], error["option"]) == ("events", "--events")
+    assert cli("session", "keep", "--tasks", "ever", "--json").json["tasks"] is None
+    assert cli("session", "keep", "--json").json["events"] == "P90D"
+    assert len(cli("events", "--topic", "session.retention_changed", "--json").json) == 3

@@ -263,6 +263,9 @@ async def test_the_same_id_adds_once(session: Any) -> None:
         ({"capability": "x" * 101}, "capability"),
         ({"assigned_to": ""}, "assigned_to"),
         ({"timeout": timedelta(0)}, "options"),
+        ({"timeout": timedelta(days=3651)}, "options"),
+        ({"fallback": HOUR}, "fallback"),
+        ({"limit_key": ""}, "limit_key"),
         ({"max_attempts": 0}, "options"),
         ({"retry_delay": timedelta(days=31)}, "options"),
         ({"id": "x"}, "id"),
@@ -276,13 +279,14 @@ async def test_refused_schedules(session: Any, arguments: dict[str, Any], field:
 
 async def test_options_of_the_task(session: Any, board: Blackboard, db: Any) -> None:
     await session.join("ops/a")
-    await session.schedules.add("a", "0 * * * *", "t", assigned_to="ops/a")
+    await session.schedules.add("a", "0 * * * *", "t", assigned_to="ops/a", fallback=HOUR, limit_key="orders")
     await session.schedules.add("b", "0 * * * *", "t", requires_approval=True)
     for name in "ab":
         await due(db, session, name, MINUTE)
     await board.schedules.fire_due()
     tasks = {task.created_by: task for task in await session.tasks.list()}
     assert (tasks["schedule:a"].status, tasks["schedule:a"].assigned_to) == ("assigned", "ops/a")
+    assert (tasks["schedule:a"].fallback, tasks["schedule:a"].limit_key) == (HOUR, "orders")
     assert tasks["schedule:b"].status == "awaiting_approval"
 
 
@@ -313,6 +317,9 @@ def insert(columns: dict[str, str]) -> str:
         ("schedules_options_fit", {"options": """'{"depends_on": []}'"""}),
         ("schedules_options_fit", {"options": """'{"max_attempts": 0}'"""}),
         ("schedules_options_fit", {"options": """'{"timeout": "-1 s"}'"""}),
+        ("schedules_options_fit", {"options": """'{"timeout": "3651 days"}'"""}),
+        ("schedules_options_fit", {"options": """'{"unique": {"key": "k"}}'"""}),
+        ("schedules_options_fit", {"options": """'{"expires_at": "2099-01-01T00:00:00Z"}'"""}),
         ("schedules_parameters_size", {"parameters": _BIG}),
         ("schedules_priority_range", {"priority": "11"}),
         ("schedules_skipped_range", {"skipped": "-1"}),

@@ -117,3 +117,16 @@ async def test_nobody_hides_a_tasks_dependants(session: Session, db: Connection)
     [task] = await agent.tasks.claim()
     await agent.tasks.complete(task)
     assert (await session.tasks.get(child.id)).status == "pending"
+
+
+async def test_an_attempt_comes_with_a_step(session: Session, db: Connection) -> None:
+    """The number alone would be in no event, and the next claim would be told another one than history says."""
+    agent = await session.join("ops/a")
+    waiting = await session.tasks.add("t")
+    [done] = await agent.tasks.claim(1)
+    await agent.tasks.complete(done)
+    again = await session.tasks.add("t")
+    for task_id in (waiting.id, again.id):
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await db.execute("UPDATE blackboard.tasks SET attempt = attempt + 5 WHERE id = $1", task_id)
+        assert isinstance(from_asyncpg(caught.value), Conflict), caught.value

@@ -66,8 +66,8 @@ class Tasks(TaskClaims, DeadLetters, TaskGates, PartialIds):
     async def redrive(self, task_id: UUID | str) -> TaskRecord:
         """The failed or dead task is ready again, with its attempts counted anew.
 
-        What was cancelled because it failed stays cancelled: tasks that depended on it, and the later stages of its
-        flow.
+        What was cancelled or skipped because it failed stays so: tasks that depended on it, and the later stages of its
+        flow. A flow that has ended as ``failed`` stays that, whatever becomes of the task.
 
         Raises:
             InvalidTransition: it is neither failed nor dead.

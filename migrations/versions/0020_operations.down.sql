@@ -221,6 +221,219 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION blackboard.history_tasks_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    AS $$
+DECLARE
+    v_tx bigint;
+    v_actor text;
+    v_one record;
+    v_look integer;
+    v_rule text;
+BEGIN
+    SELECT n.status, n.assigned_to, n.attempt, n.lease_id INTO v_one FROM new_rows n LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    v_tx := blackboard.current_tx();
+    v_actor := blackboard.current_actor();
+    -- The two hot steps, whole statements of them, need no look at what each row was before, but for what they clear. Only
+    -- the functions that make them say so: by hand, a step may change other columns too.
+    IF current_setting('xmlbinary') = 'hex' AND v_one.status = 'running' THEN
+        -- 2: one is of another kind, 1: they differ, 0: each event says the same.
+        v_look := (SELECT max(CASE
+            WHEN n.status <> 'running' OR n.attempt <= 0 OR n.lease_id IS NULL OR n.claim_id IS NULL
+                 OR n.assigned_to IS NULL OR n.started_at IS NULL OR n.position IS NOT NULL
+                 OR n.completed_at IS NOT NULL OR n.result IS NOT NULL
+                 OR (n.requires_approval AND n.approved_by IS NULL) OR pg_column_size(n.error) > 1048576
+                 OR blackboard.is_odd_task(n.priority, n.parameters, n.timeout, n.max_attempts, n.retry_delay, n.blockers,
+                                           n.held, n.progress)
+            THEN 2
+            WHEN n.attempt <> v_one.attempt OR n.lease_id <> v_one.lease_id OR n.assigned_to <> v_one.assigned_to THEN 1
+            ELSE 0 END) FROM new_rows n);
+        IF v_look < 2 THEN
+            PERFORM 1 FROM old_rows o WHERE o.status NOT IN ('pending', 'assigned') OR o.progress IS NOT NULL LIMIT 1;
+            IF NOT FOUND THEN
+                INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
+                SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.started_at, v_actor, 'task.assigned', n.id,
+                       CASE WHEN v_look = 0 THEN one.data
+                            ELSE jsonb_build_object('status', 'running', 'assigned_to', n.assigned_to,
+                                                    'attempt', n.attempt, 'lease_id', n.lease_id) END
+                FROM (SELECT jsonb_build_object('status', 'running', 'assigned_to', v_one.assigned_to,
+                                                'attempt', v_one.attempt, 'lease_id', v_one.lease_id) AS data
+                      OFFSET 0) one, new_rows n;
+                RETURN NULL;
+            END IF;
+        END IF;
+    ELSIF current_setting('xmlbinary') = 'hex' AND v_one.status = 'completed' THEN
+        PERFORM 1 FROM new_rows n
+        WHERE n.status <> 'completed' OR n.has_dependants OR n.limited OR n.attempt < 0 OR n.lease_id IS NOT NULL
+           OR n.deadline_at IS NOT NULL OR n.position IS NOT NULL OR n.completed_at IS NULL OR n.error IS NOT NULL
+           OR pg_column_size(n.result) > 1048576 OR pg_column_size(n.progress) > 1048576
+           OR blackboard.is_odd_task(n.priority, n.parameters, n.timeout, n.max_attempts, n.retry_delay, n.blockers, n.held,
+                                     NULL)
+        LIMIT 1;
+        IF NOT FOUND THEN
+            PERFORM 1 FROM old_rows o WHERE o.status <> 'running' OR o.error IS NOT NULL LIMIT 1;
+        END IF;
+        IF NOT FOUND THEN
+            INSERT INTO blackboard.events (session_id, tx, seq, at, actor, type, subject_id, data)
+            SELECT n.session_id, v_tx, nextval('blackboard.event_seq'), n.completed_at, v_actor, 'task.completed', n.id,
+                   CASE WHEN n.result IS NULL THEN '{"status": "completed", "lease_id": null}'::jsonb
+                        ELSE jsonb_build_object('status', 'completed', 'lease_id', NULL, 'result',
+                                                CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END) END
+            FROM new_rows n;
+            RETURN NULL;
+        END IF;
+    END IF;
+
+    v_rule := (SELECT min(blackboard.broken_task_rule(
+                           n.type, n.status, n.position, n.parameters, n.priority, n.timeout, n.requires_approval,
+                           n.approved_by, n.run_at, n.attempt, n.max_attempts, n.retry_delay, n.assigned_to,
+                           n.claim_id, n.lease_id, n.started_at, n.deadline_at, n.completed_at, n.blockers,
+                           n.unique_key, n.limit_key, n.fallback, n.held, n.progress, n.result, n.error)) FROM new_rows n);
+    IF v_rule IS NOT NULL THEN
+        PERFORM blackboard.refuse_task(v_rule);
+    END IF;
+    -- A block of its own: only this step has something to catch, and the others do without its subtransaction.
+    BEGIN
+        INSERT INTO blackboard.events (session_id, tx, actor, type, subject_id, data)
+        SELECT n.session_id, v_tx, v_actor,
+               -- The fence only grows, and nobody takes over a claim by rewriting it.
+               CASE WHEN n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+                         OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+                    THEN NULL
+                    WHEN n.status <> o.status THEN blackboard.task_event(o.status, n.status, n.error)
+                    WHEN n.cancel_requested AND NOT o.cancel_requested THEN 'task.cancel_requested'
+                    WHEN n.progress IS DISTINCT FROM o.progress THEN 'task.progressed'
+                    ELSE 'task.updated' END,
+               n.id,
+               -- A step that changes nothing else says so in few words.
+               CASE
+                   WHEN n.status = 'running' AND o.status <> 'running'
+                        AND (n.run_at, n.error, n.approved_by, n.blockers, n.released, n.cancel_requested, n.held,
+                             n.max_attempts, n.result)
+                            IS NOT DISTINCT FROM
+                            (o.run_at, o.error, o.approved_by, o.blockers, o.released, o.cancel_requested, o.held,
+                             o.max_attempts, o.result) THEN
+                       jsonb_build_object('status', n.status, 'assigned_to', n.assigned_to, 'attempt', n.attempt,
+                                          'lease_id', n.lease_id)
+                   WHEN n.status = 'completed' AND o.status <> 'completed'
+                        AND (n.run_at, n.assigned_to, n.attempt, n.approved_by, n.blockers, n.released, n.cancel_requested,
+                             n.held, n.max_attempts)
+                            IS NOT DISTINCT FROM
+                            (o.run_at, o.assigned_to, o.attempt, o.approved_by, o.blockers, o.released, o.cancel_requested,
+                             o.held, o.max_attempts) THEN
+                       jsonb_build_object('status', n.status, 'lease_id', NULL,
+                                          'result', CASE WHEN pg_column_size(n.result) <= 8192 THEN n.result END)
+                       || CASE WHEN o.error IS DISTINCT FROM n.error
+                               THEN jsonb_build_object('error', n.error) ELSE '{}' END
+                   WHEN n.status <> o.status THEN
+                       jsonb_build_object('status', n.status, 'lease_id', n.lease_id, 'assigned_to', n.assigned_to,
+                                          'run_at', n.run_at, 'error', n.error, 'approved_by', n.approved_by,
+                                          'blockers', n.blockers, 'released', n.released,
+                                          'cancel_requested', n.cancel_requested, 'held', n.held)
+                       || CASE WHEN (n.attempt, n.max_attempts) <> (o.attempt, o.max_attempts)
+                               THEN jsonb_build_object('attempt', n.attempt, 'max_attempts', n.max_attempts)
+                               ELSE '{}' END
+                       || CASE WHEN n.result IS DISTINCT FROM o.result
+                               THEN jsonb_build_object('result', CASE WHEN pg_column_size(n.result) <= 8192
+                                                                      THEN n.result END)
+                               ELSE '{}' END
+                   ELSE
+                       CASE WHEN n.progress IS DISTINCT FROM o.progress
+                            THEN jsonb_build_object('progress', n.progress) ELSE '{}' END
+                       || CASE WHEN n.cancel_requested <> o.cancel_requested
+                               THEN jsonb_build_object('cancel_requested', n.cancel_requested) ELSE '{}' END
+                       || CASE WHEN n.blockers <> o.blockers
+                               THEN jsonb_build_object('blockers', n.blockers) ELSE '{}' END
+                       || CASE WHEN (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result,
+                                     n.timeout, n.approved_by, n.capability, n.retry_delay, n.error, n.held)
+                                    IS DISTINCT FROM
+                                    (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result,
+                                     o.timeout, o.approved_by, o.capability, o.retry_delay, o.error, o.held)
+                               THEN jsonb_build_object('priority', n.priority, 'assigned_to', n.assigned_to,
+                                                       'run_at', n.run_at, 'max_attempts', n.max_attempts,
+                                                       'parameters', n.parameters, 'result', n.result,
+                                                       'timeout', n.timeout, 'approved_by', n.approved_by,
+                                                       'capability', n.capability, 'retry_delay', n.retry_delay,
+                                                       'error', n.error, 'held', n.held)
+                               ELSE '{}' END
+               END
+               || CASE WHEN n.status <> o.status
+                            AND (n.priority, n.capability, n.parameters, n.timeout, n.retry_delay, n.progress)
+                                IS DISTINCT FROM
+                                (o.priority, o.capability, o.parameters, o.timeout, o.retry_delay, o.progress)
+                       THEN jsonb_build_object('priority', n.priority, 'capability', n.capability,
+                                               'parameters', n.parameters, 'timeout', n.timeout,
+                                               'retry_delay', n.retry_delay, 'progress', n.progress)
+                       ELSE '{}' END
+        FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+        WHERE n.status <> o.status OR n.progress IS DISTINCT FROM o.progress
+           OR n.cancel_requested <> o.cancel_requested OR n.blockers <> o.blockers
+           OR (n.attempt, n.claim_id, n.lease_id) IS DISTINCT FROM (o.attempt, o.claim_id, o.lease_id)
+           OR (n.priority, n.assigned_to, n.run_at, n.max_attempts, n.parameters, n.result, n.timeout, n.approved_by,
+               n.capability, n.retry_delay, n.error, n.held)
+              IS DISTINCT FROM
+              (o.priority, o.assigned_to, o.run_at, o.max_attempts, o.parameters, o.result, o.timeout, o.approved_by,
+               o.capability, o.retry_delay, o.error, o.held);
+    EXCEPTION WHEN not_null_violation THEN
+        PERFORM blackboard.raise('BB003', 'The life cycle of a task has no such step; see the diagram in the README.',
+            (SELECT jsonb_build_object('noun', 'task', 'id', n.id, 'from', o.status, 'status', n.status)
+             FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+             WHERE n.attempt < o.attempt OR (n.status = 'running' AND (n.status = o.status) <> (n.attempt = o.attempt))
+                OR (n.status = o.status AND (n.claim_id, n.lease_id) IS DISTINCT FROM (o.claim_id, o.lease_id))
+                OR (n.status <> o.status AND blackboard.task_event(o.status, n.status, n.error) IS NULL) LIMIT 1));
+    END;
+
+    -- A redrive by hand in a closed session, whose tasks nobody can claim any more.
+    IF EXISTS (SELECT FROM old_rows o WHERE o.completed_at IS NOT NULL) THEN
+        PERFORM blackboard.check_sessions(array_agg(DISTINCT n.session_id))
+        FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+        WHERE o.completed_at IS NOT NULL AND n.completed_at IS NULL HAVING count(*) > 0;
+    END IF;
+    IF EXISTS (SELECT FROM new_rows n WHERE n.has_dependants AND n.completed_at IS NOT NULL) THEN
+        PERFORM blackboard.settle_dependants(f.session_id, f.ids, f.succeeded)
+        FROM (SELECT n.session_id, n.status = 'completed' AS succeeded, array_agg(n.id ORDER BY n.id) AS ids
+              FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+              WHERE n.has_dependants AND n.completed_at IS NOT NULL AND n.status <> o.status
+              GROUP BY 1, 2) f;
+    END IF;
+    -- Last, because it locks the counters of limits: whoever has those never waits for a task.
+    IF EXISTS (SELECT FROM old_rows o WHERE o.limited AND o.status = 'running') THEN
+        PERFORM blackboard.free_slots(array_agg(o.session_id), array_agg(o.id))
+        FROM old_rows o JOIN new_rows n ON n.id = o.id AND n.session_id = o.session_id
+        WHERE o.limited AND o.status = 'running' AND n.status <> 'running' HAVING count(*) > 0;
+    END IF;
+    -- What this made ready is told with the commit, whoever did it: the client that completes a task, or sweeps a lease on
+    -- its way to a claim, does not know of it.
+    PERFORM pg_notify('blackboard', r.session_id::text || ' tasks.ready')
+    FROM (SELECT DISTINCT n.session_id FROM new_rows n JOIN old_rows o ON o.id = n.id AND o.session_id = n.session_id
+          WHERE n.status IN ('pending', 'assigned', 'scheduled') AND n.status <> o.status) r
+    WHERE current_setting('blackboard.notify', true) IS DISTINCT FROM 'off';
+    IF NOT FOUND AND current_setting('xmlbinary') <> 'hex' THEN
+        PERFORM blackboard.hint(s.session_id, CASE WHEN s.ready THEN 'tasks.ready' ELSE 'tasks.changed' END)
+        FROM (SELECT n.session_id, bool_or(n.status IN ('pending', 'assigned', 'scheduled')) AS ready
+              FROM new_rows n GROUP BY n.session_id) s;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION blackboard.schedule_options_fit(p_options jsonb) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_typeof(p_options) = 'object' AND NOT p_options ?| ARRAY['depends_on', 'run_at']
+       AND coalesce(length(p_options ->> 'assigned_to') BETWEEN 1 AND 100, true)
+       AND coalesce((p_options ->> 'timeout')::interval > interval '0', true)
+       AND coalesce((p_options ->> 'requires_approval')::boolean, true) IS NOT NULL
+       AND coalesce((p_options ->> 'max_attempts')::integer BETWEEN 1 AND 1000, true)
+       AND coalesce((p_options ->> 'retry_delay')::interval BETWEEN interval '0' AND interval '30 days', true)
+$$;
+
 DROP TRIGGER keep_dependants ON blackboard.tasks;
 DROP TRIGGER keep_budgets ON blackboard.spend;
 DROP TRIGGER immutable ON blackboard.task_dependencies;

@@ -52,6 +52,8 @@ class Schedules(Repository):
         requires_approval: bool = False,
         max_attempts: int = 5,
         retry_delay: timedelta = timedelta(seconds=1),
+        limit_key: str | None = None,
+        fallback: timedelta | None = None,
         id: UUID | str | None = None,  # noqa: A002
     ) -> ScheduleRecord:
         """From now on a task is added at every time that the cron expression names.
@@ -69,6 +71,7 @@ class Schedules(Repository):
             missed: what becomes of times at which nobody looked after it: skip, once or all.
             capability, priority, assigned_to, timeout, requires_approval, max_attempts, retry_delay: of the task, as
                 ``tasks.add`` takes them.
+            limit_key, fallback: likewise.
             id: the idempotency key; made here when not given.
 
         Raises:
@@ -84,6 +87,8 @@ class Schedules(Repository):
             requires_approval=requires_approval,
             max_attempts=max_attempts,
             retry_delay=retry_delay,
+            limit_key=limit_key,
+            fallback=fallback,
         )
         expression = Cron(check_text(cron, "cron", 200, 1), check_text(timezone, "timezone", 100, 1))
         row = self._executor.fetch_one(
