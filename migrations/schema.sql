@@ -1673,7 +1673,7 @@ BEGIN
             v_floor := coalesce((v_floors ->> v_head)::bigint, 0);
             RETURN QUERY
             WITH picked AS MATERIALIZED (
-                SELECT t.session_id, t.id, t.position FROM blackboard.tasks t
+                SELECT t.ctid, t.position FROM blackboard.tasks t
                 WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
                   AND t.status = 'pending' AND t.position > v_floor
                   AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
@@ -1684,7 +1684,7 @@ BEGIN
             SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
                 lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now,
                 deadline_at = p_now + t.timeout, progress = NULL
-            FROM highest, picked p WHERE t.session_id = p.session_id AND t.id = p.id
+            FROM highest, picked p WHERE t.ctid = p.ctid
             RETURNING t.*;
             GET DIAGNOSTICS v_got = ROW_COUNT;
             IF v_got > 0 THEN

@@ -108,6 +108,8 @@ async def test_claim(plans: Plans) -> None:
 
 async def test_claim_of_one_queue(plans: Plans) -> None:
     for limit in (1, 10):
+        # A slow claim would send the next one another way.
+        await plans.connection.execute("SELECT set_config('blackboard.floors', '', false)")
         plan = await plans.of(CLAIM.replace("ARRAY['x']", "'{}'"), SESSION, LEASE, limit)
         assert not set(re.findall(r"Seq Scan on (?:blackboard\.)?(\w+)", plan)) & BIG, plan
         # The index's order is the queue's: nothing is sorted, and no head is looked for.
@@ -123,14 +125,20 @@ async def test_claims_look_up_keys_however_small_the_table_was(plans: Plans, row
         "INSERT INTO blackboard.tasks (session_id, type) SELECT $1, 't' FROM generate_series(1, $2::int)", SESSION, rows
     )
     await plans.connection.execute("ANALYZE blackboard.tasks")
-    for claim in (CLAIM, CLAIM.replace("ARRAY['x']", "'{}'")):
-        # Explaining takes its time: floors that a slow claim has noted would send the next one another way.
-        await plans.connection.execute("SELECT set_config('blackboard.floors', '', false)")
-        plan = await plans.of(claim, SESSION, LEASE, 5)
-        steps = [step for step in plan.split("Query Text:") if "t.ctid = p.ctid" in step and "Update on tasks" in step]
-        assert steps or not rows
-        for step in steps:
-            assert re.search(r"Tid Scan on tasks t .*\n.*TID Cond: ", step), plan
+    for floors in ("", "noted"):
+        for claim in (CLAIM, CLAIM.replace("ARRAY['x']", "'{}'")):
+            # Explaining takes its time: floors that a slow claim has noted would send the next one another way.
+            await plans.connection.execute("SELECT set_config('blackboard.floors', '', false)")
+            await plans.connection.execute("INSERT INTO blackboard.tasks (session_id, type) VALUES ($1, 't')", SESSION)
+            if floors:
+                await plans.connection.execute("SELECT blackboard.note_floors($1, '{}', 60)", SESSION)
+            plan = await plans.of(claim, SESSION, LEASE, 5)
+            steps = [
+                step for step in plan.split("Query Text:") if "t.ctid = p.ctid" in step and "Update on tasks" in step
+            ]
+            assert steps
+            for step in steps:
+                assert re.search(r"Tid Scan on tasks t .*\n.*TID Cond: ", step), plan
 
 
 async def test_claims_and_completions_across_sessions(plans: Plans) -> None:

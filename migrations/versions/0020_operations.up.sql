@@ -268,6 +268,67 @@ BEGIN
 END
 $$;
 
+-- What is picked is updated where it lies, as claim_tasks does it: in a table that was small when it was analysed each
+-- claim read the whole session, and gave the tasks in another order than the queue's.
+CREATE OR REPLACE FUNCTION blackboard.claim_above_floors(p_session_id uuid, p_agent_id text, p_capabilities text[], p_lease_id uuid, p_claim_id uuid, p_limit integer, p_now timestamp with time zone, p_floors jsonb) RETURNS SETOF blackboard.tasks
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    AS $$
+DECLARE
+    v_left integer := p_limit;
+    v_got integer;
+    v_below integer := 11;
+    v_priority smallint;
+    v_capability text;
+    v_head text;
+    v_floor bigint;
+    v_floors jsonb := p_floors;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT max(h.priority) INTO v_priority
+        FROM unnest(p_capabilities) c (capability), generate_series(0, v_below - 1) q (priority),
+             LATERAL (SELECT t.priority FROM blackboard.tasks t
+                      WHERE t.session_id = p_session_id AND t.capability = c.capability
+                        AND t.priority = q.priority::smallint AND t.status = 'pending'
+                        AND t.position > coalesce((v_floors ->> (q.priority || ' ' || c.capability))::bigint, 0)
+                      ORDER BY t.position LIMIT 1) h;
+        EXIT WHEN v_priority IS NULL;
+        FOREACH v_capability IN ARRAY p_capabilities LOOP
+            v_head := v_priority || ' ' || v_capability;
+            v_floor := coalesce((v_floors ->> v_head)::bigint, 0);
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT t.ctid, t.position FROM blackboard.tasks t
+                WHERE t.session_id = p_session_id AND t.capability = v_capability AND t.priority = v_priority
+                  AND t.status = 'pending' AND t.position > v_floor
+                  AND (t.expires_at IS NULL OR t.expires_at > p_now OR t.claim_id IS NOT NULL)
+                ORDER BY t.position LIMIT v_left FOR UPDATE SKIP LOCKED
+            ), highest AS MATERIALIZED (
+                SELECT set_config('blackboard.floor', max(p.position)::text, true) FROM picked p HAVING count(*) > 0)
+            UPDATE blackboard.tasks t
+            SET status = 'running', position = NULL, attempt = t.attempt + 1, assigned_to = p_agent_id,
+                lease_id = p_lease_id, claim_id = p_claim_id, started_at = p_now,
+                deadline_at = p_now + t.timeout, progress = NULL
+            FROM highest, picked p WHERE t.ctid = p.ctid
+            RETURNING t.*;
+            GET DIAGNOSTICS v_got = ROW_COUNT;
+            IF v_got > 0 THEN
+                v_floors := v_floors || jsonb_build_object(v_head, current_setting('blackboard.floor')::bigint);
+                v_left := v_left - v_got;
+            END IF;
+            EXIT WHEN v_left <= 0;
+        END LOOP;
+        v_below := v_priority;
+    END LOOP;
+    PERFORM blackboard.note_floors(p_session_id, v_floors, NULL);
+END
+$$;
+
 -- ------------------------------------------------------------------------------------------------------- schedules
 
 -- What no task may be is refused where the schedule is made, and not when it fires. A moment is none for every firing,
