@@ -96,6 +96,7 @@ def test_a_topic_that_nothing_is_ever_about_is_refused(cli: Cli) -> None:
         assert len(cli("events", "--topic", good, "--json").json) == 1
 
 
+@pytest.mark.source
 def test_both_windows_know_the_nouns_of_events() -> None:
     from blackboard.mcp.tools_wait import _NOUNS  # pyright: ignore[reportPrivateUsage]
 
